@@ -1,0 +1,1 @@
+"""Turn a language model into its own preference classifier."""
