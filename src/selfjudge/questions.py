@@ -1,0 +1,98 @@
+"""What the yes-no judge asks: category -> question -> messages.
+
+    >>> questions = load_questions()
+    >>> questions.separate((Message("user", "What is 2 + 2?"),), "4", "math")[0].content.splitlines()[0]
+    'Request:'
+
+The wording is data (`questions/*.toml`); a file of your own with the same keys can replace it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfjudge.errors import ConfigError
+from selfjudge.records import CATEGORIES, Message
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BUILT_IN = Path(__file__).parent / "questions" / "yes_no.toml"
+PLACEHOLDERS = ("{request}", "{response}", "{question}", "{answer_format}")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The wording of the judge: one question per category, the layout around it and the words that answer it."""
+
+    layout: str
+    answer_format: str
+    questions: dict[str, str]
+    yes: tuple[str, ...]
+    no: tuple[str, ...]
+
+    def separate(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
+        """One user turn that quotes the request and the response and ends with the question."""
+        filled = self.layout
+        values = (flatten(messages), response, self.questions[category], self.answer_format)
+        parts: list[str] = []
+        for placeholder, value in zip(PLACEHOLDERS, values, strict=True):  # one pass: a value may contain braces
+            before, filled = filled.split(placeholder, 1)
+            parts += [before, value]
+        return (Message("user", "".join([*parts, filled])),)
+
+    def in_place(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
+        """The conversation itself, the response as the assistant's turn, the question as the next turn."""
+        question = f"{self.questions[category]} {self.answer_format}"
+        return (*messages, Message("assistant", response), Message("user", question))
+
+
+def flatten(messages: tuple[Message, ...]) -> str:
+    """A conversation as text: the bare content of a single user turn, else one paragraph per turn with its role."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
+
+
+def load_questions(path: str | None = None) -> Questions:
+    """The built-in wording, or that of a TOML file with the same keys. Raises ConfigError with all its problems."""
+    source = BUILT_IN if path is None else Path(path)
+    try:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"questions file {source}: {error}") from error
+    problems = _problems(table)
+    if problems:
+        raise ConfigError(f"questions file {source}: {'; '.join(problems)}")
+    labels = table["labels"]
+    return Questions(
+        layout=table["layout"].lstrip("\n"),
+        answer_format=table["answer_format"],
+        questions=table["questions"],
+        yes=tuple(labels["yes"]),
+        no=tuple(labels["no"]),
+    )
+
+
+def _problems(table: dict[str, Any]) -> list[str]:
+    problems = [f"`{key}` is missing (a string)" for key in ("layout", "answer_format") if not _is_text(table.get(key))]
+    if not problems:
+        positions = [table["layout"].find(placeholder) for placeholder in PLACEHOLDERS]
+        if -1 in positions or positions != sorted(positions):
+            problems.append(f"`layout` must contain {', '.join(PLACEHOLDERS)} once each, in this order")
+    questions = table.get("questions", {})
+    problems += [f"[questions] has no `{name}`" for name in CATEGORIES if not _is_text(questions.get(name))]
+    for label in ("yes", "no"):
+        words = table.get("labels", {}).get(label)
+        if not words or not all(_is_text(word) for word in words):
+            problems.append(f"[labels] `{label}` must be a list of words")
+    return problems
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
