@@ -1,0 +1,111 @@
+"""From hidden states to log-probabilities: only the positions and the rows of the output head that are needed.
+
+    head = output_head(model)
+    label_logprobs(head, hidden, groups=[[3869], [1939]])       # (items, groups), label mass follows from it
+    response_logps(head, hidden, row)                           # (branches of the row,)
+
+Everything here is float32 and in nats whatever the model's dtype: a difference of two bfloat16 logits has 3 digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from selfjudge.errors import ModelError
+from selfjudge.rows import Row
+
+CHUNK_ELEMENTS = 1 << 25  # positions x vocabulary of one chunk of logits: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = softcap(scale * (hidden @ weight.T + bias)); `weight` (V, width), `bias` (V,)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        """(items, width) -> (items, V) float32, or (items, len(ids)) for chosen vocabulary rows only."""
+        if ids is None:
+            values = F.linear(hidden, self.weight, self.bias).float()
+        else:
+            bias = None if self.bias is None else self.bias[ids].float()
+            values = F.linear(hidden.float(), self.weight[ids].float(), bias)
+        values = values * self.scale
+        return values if self.softcap is None else self.softcap * torch.tanh(values / self.softcap)
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """The model's output head. Raises ModelError where it computes something that `Head` does not."""
+    layer = model.get_output_embeddings()
+    text = model.config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0)
+    if getattr(text, "logits_scaling", None):
+        scale /= float(text.logits_scaling)
+    head = Head(layer.weight, getattr(layer, "bias", None), scale, getattr(text, "final_logit_softcapping", None))
+    _check_against_model(head, model)
+    return head
+
+
+@torch.no_grad()
+def _check_against_model(head: Head, model: PreTrainedModel) -> None:
+    training = model.training
+    ids = torch.arange(4, device=model.device)[None] + 5
+    model.eval()
+    expected = model(input_ids=ids, use_cache=False).logits[0].float()
+    found = head.logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    model.train(training)
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
+        raise ModelError(f"{type(model).__name__}: its output head is more than a linear layer with scale and soft-cap")
+
+
+def label_logprobs(
+    head: Head, hidden: Tensor, groups: Sequence[Sequence[int]], with_mass: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label (all its ids together) at each item's position, and the labels' total mass.
+
+    `hidden` (items, width) -> ((items, groups), (items,)), float32. The differences between groups need only the
+    labels' rows of the head; the mass needs one log-sum-exp over the vocabulary. Without it the first result is
+    unnormalised (only differences mean anything) and the second NaN.
+    """
+    flat = torch.tensor([i for group in groups for i in group], device=hidden.device)
+    values = head.logits(hidden, flat)  # (items, ids)
+    grouped = torch.stack([part.logsumexp(-1) for part in values.split([len(group) for group in groups], -1)], -1)
+    if not with_mass:
+        return grouped, torch.full(hidden.shape[:1], torch.nan)
+    logprobs = grouped - head.logits(hidden).logsumexp(-1, keepdim=True)
+    return logprobs, logprobs.logsumexp(-1).exp()
+
+
+def response_logps(head: Head, hidden: Tensor, row: Row) -> Tensor:
+    """Sum of log p(token | all before) over the tokens of each branch: (branches,), in nats, float32.
+
+    The first token of a branch is predicted at the last position of its prefix. Logits exist for one chunk of positions
+    at a time and are computed again in the backward pass.
+    """
+    device = hidden.device
+    predicting = [p for b in row.branches for p in (b.prefix.stop - 1, *range(b.span.start, b.span.stop - 1))]
+    targets = [token for b in row.branches for token in row.input_ids[slice(*b.span)]]
+    owner = [k for k, b in enumerate(row.branches) for _ in range(*b.span)]
+    states, wanted = hidden[torch.tensor(predicting, device=device)], torch.tensor(targets, device=device)
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    parts = [
+        checkpoint(_token_logps, head, h, w, use_reentrant=False)
+        for h, w in zip(states.split(size), wanted.split(size), strict=True)
+    ]
+    sums = torch.zeros(len(row.branches), device=device)
+    return sums.index_add(0, torch.tensor(owner, device=device), torch.cat(parts))  # pyright: ignore[reportArgumentType]
+
+
+def _token_logps(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
+    """(positions, width), (positions,) -> (positions,)."""
+    return -F.cross_entropy(head.logits(hidden), targets, reduction="none")
