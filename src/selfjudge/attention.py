@@ -51,7 +51,9 @@ class Segments:
 def unsupported(config: PretrainedConfig, longest: int) -> str | None:
     """Why a model cannot run on packed rows of paths up to `longest` tokens; None when it can."""
     text = config.get_text_config()
-    other = sorted(set(text.layer_types or ()) - {"full_attention", "sliding_attention"}) if "layer_types" in text else []
+    other = (
+        sorted(set(text.layer_types or ()) - {"full_attention", "sliding_attention"}) if "layer_types" in text else []
+    )
     if other:
         return f"it has {', '.join(other)} layers"
     if getattr(text, "attn_logit_softcapping", None):

@@ -22,7 +22,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BUILT_IN = Path(__file__).parent / "questions" / "yes_no.toml"
+QUESTIONS = Path(__file__).parent / "questions"
+BUILT_IN = QUESTIONS / "yes_no.toml"
 PLACEHOLDERS = ("{request}", "{response}", "{question}", "{answer_format}")
 
 
@@ -62,10 +63,7 @@ def flatten(messages: tuple[Message, ...]) -> str:
 def load_questions(path: str | None = None) -> Questions:
     """The built-in wording, or that of a TOML file with the same keys. Raises ConfigError with all its problems."""
     source = BUILT_IN if path is None else Path(path)
-    try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"questions file {source}: {error}") from error
+    table = read_table(source)
     problems = _problems(table)
     if problems:
         raise ConfigError(f"questions file {source}: {'; '.join(problems)}")
@@ -77,6 +75,14 @@ def load_questions(path: str | None = None) -> Questions:
         yes=tuple(labels["yes"]),
         no=tuple(labels["no"]),
     )
+
+
+def read_table(source: Path) -> dict[str, Any]:
+    """A TOML file as a table; raises ConfigError."""
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"questions file {source}: {error}") from error
 
 
 def _problems(table: dict[str, Any]) -> list[str]:

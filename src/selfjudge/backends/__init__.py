@@ -1,0 +1,136 @@
+"""Where log-probabilities and samples come from: one protocol, one file per backend.
+
+    with open_backend("hf", "path/to/model", device="auto", dtype="auto") as backend:
+        results = backend.label_logprobs([LabelRequest(group="1", render=..., text="4", labels=(("Yes",), ("No",)))])
+
+A backend does three things (`label_logprobs`, `generate`, `close`); what the figures mean is the judge's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from selfjudge.records import Message, Response
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class LabelRequest:
+    """Ask which label comes next.
+
+    `group` names the example: neighbours of one group share their beginning. `render(text)` gives the messages to show; `text` (the response) is the part whose middle may be cut when the whole
+    is longer than the context. `labels` holds the spellings of each label.
+    """
+
+    group: str
+    render: Callable[[str], Messages]
+    text: str
+    labels: tuple[tuple[str, ...], ...]
+
+
+class LabelResult(NamedTuple):
+    """`logprobs`: one per label, natural log; `mass`: their total probability, NaN where it was not computed."""
+
+    logprobs: tuple[float, ...]
+    mass: float
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch a filter off."""
+
+    num_responses: int = 4
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def stream(self, prompt_key: str, sample: int) -> int:
+        """The 63-bit key of one sample's random numbers: a function of seed, prompt and sample index alone."""
+        text = f"{self.seed}\x1f{prompt_key}\x1f{sample}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class SampleRequest(NamedTuple):
+    """`key` names the prompt; with the seed it fixes the random numbers of its samples."""
+
+    key: str
+    messages: Messages
+
+
+class SampleResult(NamedTuple):
+    """`prompt_ids` is the rendered prompt that the responses continue."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    responses: tuple[Response, ...]
+
+
+class Backend(Protocol):
+    """What a judge and a sampler need."""
+
+    def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
+        """Results in the order of the requests; requests that share a beginning and stand together share its cost."""
+        ...
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> Iterator[list[SampleResult]]:
+        """Yields results batch by batch, leaving out batches whose keys are all in `done`.
+
+        Batches depend on the requests alone, not on `done`. A prompt too long for the model raises DataError before
+        anything is sampled.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Everything about how a model is loaded and run that does not change what is computed, and its dtype."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    max_length: int = 0
+    """Tokens of prompt and response together; 0: the model's own context."""
+    token_budget: int = 0
+    """Tokens of a packed row; 0: 2,048 on a CPU, 16,384 on a GPU."""
+    sample_batch: int = 0
+    """Sequences sampled at a time; 0: as many as their KV cache fits 2 GiB (a GPU: a third of its memory)."""
+
+
+def _hf(model: str, options: BackendOptions) -> Backend:
+    from selfjudge.backends.hf import HFBackend
+
+    return HFBackend(model, options)
+
+
+def _fake(model: str, options: BackendOptions) -> Backend:
+    from selfjudge.backends.fake import FakeBackend
+
+    return FakeBackend(model, options)
+
+
+BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "fake": _fake}
+
+
+@contextmanager
+def open_backend(name: str, model: str, options: BackendOptions) -> Iterator[Backend]:
+    """Opens the backend called `name` on a model (folder, hub name, `lab` or `lab-weak`) and closes it afterwards."""
+    backend = BACKENDS[name](model, options)
+    try:
+        yield backend
+    finally:
+        backend.close()

@@ -1,0 +1,54 @@
+"""A backend without a model, for tests: log-probabilities and responses that are functions of the request's text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+from selfjudge.backends import BackendOptions, LabelRequest, LabelResult, SampleRequest, SampleResult, Sampling
+from selfjudge.records import Response
+
+
+class FakeBackend:
+    """See `selfjudge.backends.Backend`. Every fourth response or so repeats another one of its prompt."""
+
+    def __init__(self, model: str, options: BackendOptions) -> None:
+        self.name = model
+        self.options = options
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+    def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
+        """Probabilities of the labels from a hash of the shown text."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: LabelRequest) -> LabelResult:
+        shown = "".join(message.content for message in request.render(request.text))
+        weights = [1 + _number(shown, index, 1000) for index in range(len(request.labels))]
+        total = sum(weights) * 1.25  # a fifth of the mass lies on other tokens
+        return LabelResult(tuple(math.log(weight / total) for weight in weights), sum(weights) / total, False)
+
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> Iterator[list[SampleResult]]:
+        """Batches of up to 8 prompts; token ids are the bytes of the text and an end token 0."""
+        for start in range(0, len(requests), 8):
+            batch = requests[start : start + 8]
+            if not all(request.key in done for request in batch):
+                yield [self._sample(request, sampling) for request in batch]
+
+    def _sample(self, request: SampleRequest, sampling: Sampling) -> SampleResult:
+        prompt = "".join(message.content for message in request.messages)
+        responses = tuple(self._respond(sampling.stream(request.key, k)) for k in range(sampling.num_responses))
+        return SampleResult(request.key, tuple(prompt.encode()), responses)
+
+    def _respond(self, stream: int) -> Response:
+        text = f"answer {stream % 7}"
+        return Response(text, (*text.encode(), 0), -1.0 - stream % 97 / 10, finished=stream % 11 > 0)
+
+
+def _number(text: str, index: int, below: int) -> int:
+    digest = hashlib.blake2b(f"{index}\x1f{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % below

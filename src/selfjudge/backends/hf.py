@@ -1,0 +1,222 @@
+"""The transformers backend: any local causal language model, on a CPU or a GPU, with or without a LoRA adapter."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from selfjudge import labels
+from selfjudge.backends import (
+    BackendOptions,
+    LabelRequest,
+    LabelResult,
+    SampleRequest,
+    SampleResult,
+    Sampling,
+)
+from selfjudge.errors import DataError, ModelError
+from selfjudge.forward import RowForward, causal_lm
+from selfjudge.head import label_logprobs, output_head
+from selfjudge.models import ModelSource, context_length, load_model
+from selfjudge.records import Response
+from selfjudge.rendering import CUT, Renderer
+from selfjudge.rows import Branch, Row, pack, tree_of
+from selfjudge.sampling import Drawn, draw
+
+LABEL_TAIL = 64  # characters at a prompt's end that decide which ids continue it as a label
+PLANNED_TOGETHER = (
+    1024  # prompts sorted by length together: batches waste little, the file order stays about the input's
+)
+CACHE_BYTES_CPU = 2 << 30
+
+
+class _Asked(NamedTuple):
+    """A label request, ready to run."""
+
+    ids: list[int]
+    groups: tuple[tuple[int, ...], ...]
+    truncated: bool
+
+
+class _Prompt(NamedTuple):
+    request: SampleRequest
+    ids: list[int]
+
+
+class HFBackend:
+    """See `selfjudge.backends.Backend`."""
+
+    def __init__(self, model: str, options: BackendOptions) -> None:
+        source = ModelSource(model, options.device, options.dtype, options.trust_remote_code)
+        self.name = model
+        self.options = options
+        self.model, tokenizer = load_model(source)
+        self.renderer = Renderer(tokenizer, model)
+        self.device = source.torch_device()
+        self.causal = causal_lm(self.model)
+        self.head = output_head(self.causal)
+        self.max_length = min(options.max_length or 1 << 30, context_length(self.model))
+        self.token_budget = options.token_budget or (2048 if self.device.type == "cpu" else 16384)
+        self._label_ids: dict[tuple[str, tuple[tuple[str, ...], ...]], tuple[tuple[int, ...], ...]] = {}
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        del self.model, self.causal, self.head
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # Labels
+
+    @torch.no_grad()
+    def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
+        """See `Backend`. One packed row after the other; neighbours of one group share their prefix."""
+        asked = [self._ask(request) for request in requests]
+        groups = groupby(range(len(asked)), key=lambda i: requests[i].group)
+        trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
+        results: dict[int, LabelResult] = {}
+        with RowForward(self.model, max((len(a.ids) for a in asked), default=1)) as forward:
+            for row in pack(trees, self.token_budget):
+                results.update(self._read_row(row, forward(row), asked))
+        return [results[i] for i in range(len(asked))]
+
+    def _read_row(self, row: Row, hidden: Tensor, asked: Sequence[_Asked]) -> Iterator[tuple[int, LabelResult]]:
+        def ids_of(branch: Branch) -> tuple[tuple[int, ...], ...]:
+            return asked[branch.index].groups
+
+        for groups, members in groupby(sorted(row.branches, key=ids_of), key=ids_of):
+            branches = list(members)
+            last = torch.tensor([branch.span.stop - 1 for branch in branches], device=hidden.device)
+            logprobs, mass = label_logprobs(self.head, hidden[last], groups)
+            for branch, values, total in zip(branches, logprobs.tolist(), mass.tolist(), strict=True):
+                yield branch.index, LabelResult(tuple(values), total, asked[branch.index].truncated)
+
+    def _ask(self, request: LabelRequest) -> _Asked:
+        text = self.renderer.text(request.render(request.text))
+        ids = self.renderer.encode(text)
+        truncated = len(ids) > self.max_length
+        if truncated:
+            text, ids = self._shorten(request, len(ids))
+        return _Asked(ids, self._resolve(text, request.labels), truncated)
+
+    def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
+        """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
+        keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
+        while keep > 0:
+            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)))
+            ids = self.renderer.encode(text)
+            if len(ids) <= self.max_length:
+                return text, ids
+            keep -= len(ids) - self.max_length
+        raise DataError(
+            f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
+            "remove the row or use a model with a longer context"
+        )
+
+    def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        key = (text[-LABEL_TAIL:], words)
+        if key not in self._label_ids:
+            self._label_ids[key] = labels.resolve_groups(self.renderer.encode, text, words, self.name)
+        return self._label_ids[key]
+
+    # Samples
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> Iterator[list[SampleResult]]:
+        """See `Backend`. Batches are planned over all requests, so that a restart draws from the same batches."""
+        prompts = [_Prompt(request, self.renderer.ids(request.messages)) for request in requests]
+        self._check_lengths(prompts, sampling)
+        for start in range(0, len(prompts), PLANNED_TOGETHER):
+            for batch in self._plan(prompts[start : start + PLANNED_TOGETHER], sampling):
+                if not all(prompt.request.key in done for prompt in batch):
+                    yield self._sample_batch(batch, sampling)
+
+    def _check_lengths(self, prompts: Sequence[_Prompt], sampling: Sampling) -> None:
+        room = self.max_length - sampling.max_new_tokens
+        long = [prompt for prompt in prompts if len(prompt.ids) > room]
+        if long:
+            raise DataError(
+                f"{len(long)} of {len(prompts)} prompts are too long, the first is {long[0].request.key} with "
+                f"{len(long[0].ids)} tokens: at most {room} fit beside {sampling.max_new_tokens} new ones in the "
+                f"{self.max_length} of {self.name}; remove them or lower --max-new-tokens"
+            )
+
+    def _plan(self, prompts: Sequence[_Prompt], sampling: Sampling) -> Iterable[list[_Prompt]]:
+        batch: list[_Prompt] = []
+        for prompt in sorted(prompts, key=lambda p: (len(p.ids), p.request.key)):
+            length = len(prompt.ids) + sampling.max_new_tokens
+            if batch and (len(batch) + 1) * sampling.num_responses > self._batch_limit(length):
+                yield batch
+                batch = []
+            batch.append(prompt)
+        if batch:
+            yield batch
+
+    def _batch_limit(self, length: int) -> int:
+        """How many sequences of `length` tokens to sample at a time."""
+        if self.options.sample_batch:
+            return self.options.sample_batch
+        text = self.causal.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        per_token = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize
+        return max(1, min(1024, self._cache_bytes() // (per_token * length)))
+
+    def _cache_bytes(self) -> int:
+        if self.device.type != "cuda":
+            return CACHE_BYTES_CPU
+        return torch.cuda.get_device_properties(self.device).total_memory // 3
+
+    def _sample_batch(self, batch: Sequence[_Prompt], sampling: Sampling) -> list[SampleResult]:
+        width = max(len(prompt.ids) for prompt in batch)
+        pad = self.causal.generation_config.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
+        ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch], device=self.device)
+        drawn: Drawn = self.causal.generate(  # pyright: ignore[reportAssignmentType]
+            ids,
+            attention_mask=mask,
+            generation_config=self._generation_config(sampling),
+            custom_generate=draw,
+            streams=torch.tensor(
+                [[sampling.stream(p.request.key, k) for k in range(sampling.num_responses)] for p in batch],
+                device=self.device,
+            ),
+        )
+        rows = list(zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True))
+        count = sampling.num_responses
+        return [
+            SampleResult(
+                p.request.key, tuple(p.ids), tuple(self._response(*r) for r in rows[i * count : (i + 1) * count])
+            )
+            for i, p in enumerate(batch)
+        ]
+
+    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
+        own = self.causal.generation_config
+        if own is None:
+            raise ModelError(f"{self.name}: the model cannot generate")
+        filters = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        if sampling.min_p:
+            filters["min_p"] = sampling.min_p
+        return GenerationConfig(
+            do_sample=sampling.temperature > 0,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=own.pad_token_id,
+            **(filters if sampling.temperature > 0 else {}),
+        )
+
+    def _response(self, tokens: list[int], logprobs: list[float]) -> Response:
+        ends = self.causal.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+        stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+        kept = tokens if stop is None else tokens[: stop + 1]
+        text = self.renderer.decode(kept if stop is None else kept[:-1])
+        return Response(text, tuple(kept), sum(logprobs[: len(kept)]), finished=stop is not None)

@@ -1,0 +1,194 @@
+"""The command line: options -> one call -> a table or JSON.
+
+    selfjudge align --model path/to/model --prompts prompts.jsonl --rounds 3
+
+The flags of a command are the fields of its configuration class; `--config FILE.yaml` gives the same fields, flags win.
+Exit codes: 0 done, 2 bad input (one line says what to do), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from selfjudge import config as configs
+from selfjudge.checks import build_checked
+from selfjudge.config import Options, flag
+from selfjudge.console import Console, table
+from selfjudge.errors import ConfigError, SelfjudgeError
+
+Summary = dict[str, Any]
+
+
+def _sample(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import sample
+
+    return sample.run(config, console)
+
+
+def _judge(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import judge
+
+    return judge.run(config, console)
+
+
+def _select(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import select
+
+    return select.run(config, console)
+
+
+def _train(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import train
+
+    return train.run(config, console)
+
+
+def _evaluate(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import evaluate
+
+    return evaluate.run(config, console)
+
+
+def _report(config: Any, console: Console) -> Summary:
+    from selfjudge.steps import report
+
+    return report.run(config, console)
+
+
+def _align(config: Any, console: Console) -> Summary:
+    from selfjudge import align
+
+    return align.run(config, console)
+
+
+def _demo(config: Any, console: Console) -> Summary:
+    from selfjudge import demo
+
+    return demo.run(config, console)
+
+
+COMMANDS: dict[str, tuple[type[Options], Callable[[Any, Console], Summary]]] = {
+    "align": (configs.AlignConfig, _align),
+    "demo": (configs.DemoConfig, _demo),
+    "sample": (configs.SampleConfig, _sample),
+    "judge": (configs.JudgeConfig, _judge),
+    "select": (configs.SelectConfig, _select),
+    "train": (configs.TrainConfig, _train),
+    "evaluate": (configs.EvaluateConfig, _evaluate),
+    "report": (configs.ReportConfig, _report),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SelfjudgeError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from here", code=130)
+    except OSError as error:
+        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _fail(message: str, code: int = 2) -> int:
+    for line in message.split("\n"):
+        print(f"selfjudge: {line}", file=sys.stderr)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if known.command is None:
+        parser.print_help()
+        return 0
+    kind, call = COMMANDS[known.command]
+    console = Console(quiet=known.quiet)
+    config = _configure(kind, known, unknown)
+    summary = call(config, console)
+    writes_rows = getattr(config, "out", None) == "-"
+    if known.json:
+        print(json.dumps(summary), file=sys.stderr if writes_rows else sys.stdout)
+    elif not known.quiet:
+        print(table(summary), file=sys.stderr if writes_rows else sys.stdout)
+    return 0
+
+
+def _configure(kind: type[Options], known: argparse.Namespace, unknown: list[str]) -> Options:
+    """Flags over YAML over defaults; all problems at once."""
+    flags = {name: value for name, value in vars(known).items() if name in kind.model_fields}
+    strays = {word[2:].split("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
+    values = {**_read_yaml(known.config), **flags, **strays}
+    lone = [word for word in unknown if not word.startswith("--")]
+    if lone and not strays:
+        raise ConfigError(f"unexpected words: {' '.join(lone)}; options are given as --name value")
+    return build_checked(kind, values)
+
+
+def _read_yaml(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: should be a mapping of option names to values")
+    return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="selfjudge", description="Turn a language model into its own preference classifier.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (kind, _) in COMMANDS.items():
+        summary = (kind.__doc__ or "").strip()
+        _add_options(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False), kind)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, kind: type[Options]) -> None:
+    for name, field in kind.model_fields.items():
+        default = "needed" if field.is_required() else f"default: {_shown(field.default)}"
+        text = f"{field.description} ({default})".replace("%", "%%")
+        if field.annotation is bool:
+            action: Any = argparse.BooleanOptionalAction
+            parser.add_argument(flag(name), action=action, default=argparse.SUPPRESS, help=text)
+        else:
+            metavar = _metavar(field.annotation)
+            parser.add_argument(flag(name), default=argparse.SUPPRESS, metavar=metavar, help=text)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same options; flags win")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no table")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+
+
+def _shown(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return {None: "none", True: "on", False: "off"}[default]
+    return str(default)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(get_args(annotation)) + "}"
+    return {int: "N", float: "X"}.get(annotation, "TEXT")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""What a person sees while a command runs: progress with rate and time left on stderr, a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Console:
+    """`quiet` silences progress and remarks; errors and results are never silenced."""
+
+    quiet: bool = False
+
+    def say(self, text: str) -> None:
+        """A remark, on stderr."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    @contextmanager
+    def progress(self, label: str, total: int, done: int = 0, unit: str = "row") -> Iterator[Any]:
+        """A progress bar; `done` units come from an earlier run and do not count into the rate."""
+        interval = 0.2 if sys.stderr.isatty() else 15.0
+        bar = tqdm(
+            desc=label, total=total, initial=done, unit=unit, disable=self.quiet, file=sys.stderr, mininterval=interval
+        )
+        with bar:
+            yield bar
+
+
+def table(summary: dict[str, Any], indent: str = "") -> str:
+    """A summary as aligned lines, nested objects indented."""
+    width = max((len(key) for key, value in summary.items() if not isinstance(value, dict)), default=0)
+    lines: list[str] = []
+    for key, value in summary.items():
+        if isinstance(value, dict) and set(value) >= {"value", "low", "high"}:
+            lines.append(f"{indent}{key:<{width}}  {value['value']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
+        elif isinstance(value, dict):
+            lines += [f"{indent}{key}", table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,54 @@
+"""The yes-no judge: ask the model whether the response is good, read log p(Yes) - log p(No) where its answer starts.
+
+    log_odds = logsumexp(log p of the Yes ids) - logsumexp(log p of the No ids)
+
+(Garg et al., Implicit Preference Optimization, arXiv 2502.16182.) One forward pass per response, no text generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from selfjudge.backends import Backend, LabelRequest, LabelResult, Messages
+from selfjudge.categories import classify
+from selfjudge.questions import Questions
+from selfjudge.records import Example, Score
+
+
+class YesNo:
+    """Scores examples with one question per category; a missing category is found by the same model first."""
+
+    def __init__(self, backend: Backend, questions: Questions, in_place: bool = False) -> None:
+        """`in_place`: ask as the next turn of the conversation instead of quoting request and response."""
+        self.backend = backend
+        self.labels = (questions.yes, questions.no)
+        self.render = questions.in_place if in_place else questions.separate
+
+    def __call__(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with one score per response, in their order."""
+        known = classify(self.backend, examples)
+        requests = [self._request(example, text) for example in known for text in _distinct(example)]
+        results = iter(self.backend.label_logprobs(requests))
+        return [self._with_scores(example, {text: next(results) for text in _distinct(example)}) for example in known]
+
+    def _request(self, example: Example, text: str) -> LabelRequest:
+        return LabelRequest(example.id, partial(self._messages, example), text, self.labels)
+
+    def _messages(self, example: Example, text: str) -> Messages:
+        return self.render(example.messages, text, str(example.category))
+
+    def _with_scores(self, example: Example, results: dict[str, LabelResult]) -> Example:
+        scores = [_score(results[response.text]) for response in example.responses]
+        return replace(example, scores=tuple(scores))
+
+
+def _distinct(example: Example) -> list[str]:
+    """Texts to judge: identical responses are asked about once."""
+    return list(dict.fromkeys(response.text for response in example.responses))
+
+
+def _score(result: LabelResult) -> Score:
+    yes, no = result.logprobs
+    return Score(yes - no, result.mass, result.truncated)

@@ -1,0 +1,133 @@
+"""Loading a model and its tokenizer: a local folder, a hub name, an adapter folder, or the built-in `lab` models.
+
+    model, tokenizer = load_model(ModelSource("path/to/model"))
+
+Weights come from safetensors only; code from a model repository runs only where `trust_remote_code` is set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from selfjudge.errors import ModelError
+from selfjudge.model_names import resolve_model
+
+ADAPTER_FILE = "adapter_config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model, where it runs and in which precision; `auto` is a GPU where there is one."""
+
+    name: str
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    @property
+    def path(self) -> str:
+        """The folder or hub name behind the name."""
+        return resolve_model(self.name)
+
+    def torch_device(self) -> torch.device:
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def torch_dtype(self) -> torch.dtype:
+        """`auto` is float32 on a CPU, bfloat16 on a GPU."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        return torch.float32 if self.torch_device().type == "cpu" else torch.bfloat16
+
+
+def quiet_libraries() -> None:
+    """Keeps transformers' loading bars and notices out of this program's own output."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrainedModel | PeftModel, Any]:
+    """The model in evaluation mode on its device, and its tokenizer. Raises ModelError with one line."""
+    quiet_libraries()
+    path = source.path
+    tokenizer = load_tokenizer(source)
+    adapter = adapter_base(path)
+    model: Any = _load_causal_lm(adapter or path, source)
+    if adapter:
+        model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+    _fix_generation_config(model.get_base_model() if adapter else model, tokenizer)
+    return model.to(source.torch_device()).eval(), tokenizer
+
+
+def adapter_base(path: str) -> str | None:
+    """The model that an adapter folder belongs to, None for any other folder or hub name."""
+    config = Path(path) / ADAPTER_FILE
+    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer, which must have an end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model {source.name}: no usable tokenizer in {source.path} ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model {source.name}: its tokenizer has no end token (set `eos_token` in its configuration)")
+    return tokenizer
+
+
+def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+        if config.is_encoder_decoder:
+            raise ModelError(
+                f"model {source.name}: {config.model_type} is an encoder-decoder; a causal model is needed"
+            )
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=source.torch_dtype(),
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model {source.name}: cannot load {path} ({_first_line(error)})") from error
+
+
+def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keeps the model's end tokens and nothing else of its generation defaults, which would change the draw unseen."""
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    listed = ends if isinstance(ends, list) else [ends]
+    known = {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None and 0 <= i < model.config.vocab_size}
+    end = sorted(known)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
+
+
+def context_length(model: PreTrainedModel | PeftModel) -> int:
+    """Tokens the model can take in, prompt and response together."""
+    text = model.config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", 0) or 1 << 20)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]

@@ -1,0 +1,86 @@
+"""Messages to text to token ids: the tokenizer's chat template, or a plain layout for models that have none.
+
+    renderer = Renderer(tokenizer, "my-model")
+    renderer.ids((Message("user", "What is 2 + 2?"),))      # ends where the answer starts
+
+Sampling, judging and training all render here, so that a model is trained on exactly what it was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from selfjudge.errors import ModelError
+from selfjudge.records import Message
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+CUT = " [...] "
+
+
+class Renderer:
+    """Renders for one tokenizer; `has_template` says whether the chat template is the model's own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.has_template = tokenizer.chat_template is not None
+
+    def text(self, messages: Sequence[Message], answer_follows: bool = True) -> str:
+        """The conversation as the model reads it, up to where the next answer starts."""
+        turns = [message._asdict() for message in messages]
+        template = None if self.has_template else PLAIN_TEMPLATE
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, chat_template=template, add_generation_prompt=answer_follows, tokenize=False
+            )
+        except TemplateError as error:
+            roles = " ".join(message.role for message in messages)
+            raise ModelError(f"{self.name}: its chat template refuses the turns `{roles}` ({error})") from error
+        return str(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of rendered text; a chat template writes its own special tokens, the plain layout gets the tokenizer's."""
+        return self.tokenizer.encode(text, add_special_tokens=not self.has_template)
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the prompt, ending where the answer starts."""
+        return self.encode(self.text(messages))
+
+    def response_ids(self, messages: Sequence[Message], response: str) -> tuple[list[int], list[int]]:
+        """Ids of prompt and response for text that no model sampled here; the response ends with an end token.
+
+        Raises ModelError where the template writes the prompt differently once an answer follows: training on it would
+        then differ from what the model is asked at inference.
+        """
+        prompt = self.text(messages)
+        whole = self.text([*messages, Message("assistant", response)], answer_follows=False)
+        if self.has_template and not whole.startswith(prompt):
+            raise ModelError(
+                f"{self.name}: its chat template is not prefix-stable (the prompt changes once an answer follows); "
+                "use a template whose generation prompt is the beginning of the assistant's turn"
+            )
+        plain = response if self.has_template else " " + response
+        ids = self.tokenizer.encode(plain, add_special_tokens=False)
+        end = self.tokenizer.eos_token_id
+        return self.encode(prompt), [*ids, int(end)]  # pyright: ignore[reportArgumentType]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of sampled ids without special tokens; the blank that the plain layout puts first is dropped."""
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return text if self.has_template else text.removeprefix(" ")
+
+    def cut_middle(self, text: str, num_tokens: int) -> str:
+        """The text with its middle replaced by `[...]` so that about `num_tokens` tokens remain, half at each end."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) <= num_tokens:
+            return text
+        head, tail = max(num_tokens, 0) - max(num_tokens, 0) // 2, max(num_tokens, 0) // 2
+        first = self.tokenizer.decode(ids[:head])
+        last = self.tokenizer.decode(ids[len(ids) - tail :])
+        return f"{first}{CUT}{last}"
