@@ -104,6 +104,12 @@ def test_difference_is_paired():
     assert found.low == pytest.approx(-0.15)  # Binomial(20, 1/20): P(more than 3) = 0.016 < 0.025
 
 
+def test_difference_draws_whole_prompts():
+    """The case of `test_whole_prompts_are_drawn`, as differences 1, 1, 0, 1."""
+    found = difference_interval([1, 1, 0, 1], np.zeros(4), ["x", "x", "y", "x"], seed=0, confidence=0.4)
+    assert (found.estimate, found.low, found.high) == (0.75, 0.75, 0.75)
+
+
 def test_difference_leaves_out_pairs_missing_in_either():
     assert difference_interval([1.0, 1.0, NAN, 0.0], [0.0, NAN, 1.0, 0.0], seed=0).estimate == 0.5
 

@@ -110,7 +110,7 @@ def _usable(example: Example, rule: SelectionRule) -> list[int] | Dropped:
     if len(kept) < 2:
         return Dropped("fewer than 2 scored responses")
     first = {example.responses[i].text: i for i in reversed(kept)}  # the earliest index of a text wins
-    kept = sorted(first.values())
+    kept = list(first.values())
     if len(kept) < 2:
         return Dropped("fewer than 2 distinct responses")
     return kept
