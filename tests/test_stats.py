@@ -1,0 +1,177 @@
+"""Counts and intervals: hand-solved cases, with scipy as the oracle where it has one."""
+
+import math
+import string
+
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+
+from selfjudge.errors import DataError, StepError
+from selfjudge.stats import (
+    Accuracy,
+    accuracy,
+    credit,
+    difference_interval,
+    discordant,
+    fit_temperature,
+    mcnemar,
+    mean_interval,
+)
+
+NAN = math.nan
+
+
+def test_credit():
+    assert credit([0.1, 0.0, -3.0, NAN, math.inf]) == pytest.approx([1, 0.5, 0, NAN, 1], nan_ok=True)
+
+
+def test_accuracy_counts_ties_half_and_shows_the_strict_figure():
+    """3 right, 1 tie, 1 wrong, 1 missing: (3 + 1/2) / 5 = 0.7 of those judged; 3 / 6 strictly."""
+    assert accuracy([1.0, 2.0, 0.5, 0.0, -1.0, NAN]) == Accuracy(n=5, accuracy=0.7, strict=0.5, ties=1, missing=1)
+
+
+def test_accuracy_of_nothing_is_missing():
+    nothing = accuracy([NAN, NAN])
+    assert (nothing.n, nothing.strict, nothing.ties, nothing.missing) == (0, 0.0, 0, 2)
+    assert math.isnan(nothing.accuracy)
+    assert math.isnan(accuracy([]).strict)
+
+
+def test_whole_prompts_are_drawn():
+    """Prompt x has three right pairs, y one wrong one. Draws: xx -> 1, xy and yx -> 3/4, yy -> 0, a quarter each.
+
+    The middle 40 % of these are all 3/4. Drawn singly the four pairs give Binomial(4, 3/4) / 4, whose 0.7 quantile is 1
+    as P(all right) = 0.316 > 0.3.
+    """
+    values, groups = [1, 1, 0, 1], ["x", "x", "y", "x"]
+    grouped = mean_interval(values, groups, seed=0, confidence=0.4)
+    assert (grouped.estimate, grouped.low, grouped.high) == (0.75, 0.75, 0.75)
+    assert mean_interval(values, seed=0, confidence=0.4, resamples=20_000).high == 1.0
+    assert mean_interval(values, groups, seed=0).low == 0.0
+
+
+def test_interval_of_a_share_is_binomial():
+    """30 of 50: a bootstrap mean is Binomial(50, 0.6) / 50."""
+    values = np.repeat([1.0, 0.0], [30, 20])
+    found = mean_interval(values, seed=3, resamples=20_000)
+    expected = stats.binom.ppf([0.025, 0.975], 50, 0.6) / 50
+    assert (found.low, found.high) == pytest.approx(expected, abs=0.011)  # one step of the grid is 0.02
+
+
+def test_interval_of_a_mean_agrees_with_scipy():
+    values = np.random.default_rng(0).gamma(2.0, size=80)
+    found = mean_interval(values, seed=1, resamples=5000)
+    oracle = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2), n_resamples=5000)
+    assert found.estimate == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(oracle.confidence_interval, abs=0.02)
+
+
+def test_intervals_are_seeded():
+    values = np.arange(10.0)
+    assert mean_interval(values, seed=5) == mean_interval(values, seed=5)
+    assert mean_interval(values, seed=5) != mean_interval(values, seed=6)
+
+
+def test_missing_values_are_left_out_of_the_mean():
+    with_gap = mean_interval([1.0, NAN, 0.0, 1.0], ["a", "a", "b", "c"], seed=0)
+    assert with_gap == mean_interval([1.0, 0.0, 1.0], ["a", "b", "c"], seed=0)
+
+
+def test_a_group_without_values_is_not_drawn():
+    assert mean_interval([1.0, NAN, 0.0], ["a", "b", "c"], seed=0) == mean_interval([1.0, 0.0], ["a", "c"], seed=0)
+
+
+def test_no_interval_from_one_prompt_or_none():
+    one = mean_interval([1.0, 0.0], ["a", "a"], seed=0)
+    assert one.estimate == 0.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert math.isnan(mean_interval([NAN], seed=0).estimate)
+
+
+def test_difference_is_paired():
+    """The second judge is right wherever the first is, and once more: the difference is 1/20 in 20 and never positive.
+
+    Unpaired, two shares near 1/2 of 20 would differ by up to 0.3 either way.
+    """
+    first = np.array([1.0] * 10 + [0.0] * 10)
+    second = first.copy()
+    second[10] = 1.0
+    found = difference_interval(first, second, seed=0)
+    assert found.estimate == pytest.approx(-0.05)
+    assert found.high == 0.0
+    assert found.low == pytest.approx(-0.15)  # Binomial(20, 1/20): P(more than 3) = 0.016 < 0.025
+
+
+def test_difference_draws_whole_prompts():
+    """The case of `test_whole_prompts_are_drawn`, as differences 1, 1, 0, 1."""
+    found = difference_interval([1, 1, 0, 1], np.zeros(4), ["x", "x", "y", "x"], seed=0, confidence=0.4)
+    assert (found.estimate, found.low, found.high) == (0.75, 0.75, 0.75)
+
+
+def test_difference_leaves_out_pairs_missing_in_either():
+    assert difference_interval([1.0, 1.0, NAN, 0.0], [0.0, NAN, 1.0, 0.0], seed=0).estimate == 0.5
+
+
+def test_discordant_pairs():
+    """Right/wrong, right/tie | wrong/right | both right, both wrong, missing on either side."""
+    first = [1.0, 2.0, -1.0, 3.0, -1.0, NAN, 1.0]
+    second = [-1.0, 0.0, 1.0, 1.0, -2.0, 1.0, NAN]
+    assert discordant(first, second) == (2, 1)
+
+
+def test_mcnemar_by_hand():
+    """1 against 5: 2 (1 + 6) / 2^6 = 14/64."""
+    assert mcnemar(1, 5) == mcnemar(5, 1) == 14 / 64
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
+
+
+@pytest.mark.parametrize(("first_only", "second_only"), [(0, 4), (7, 20), (350, 420), (1500, 1200)])
+def test_mcnemar_is_the_binomial_test(first_only: int, second_only: int):
+    expected = stats.binomtest(first_only, first_only + second_only, 0.5).pvalue
+    assert mcnemar(first_only, second_only) == pytest.approx(expected, rel=1e-9)
+
+
+def test_temperature_by_hand():
+    """Differences d three times and -d once: flat where sigmoid(d / T) = 3/4, so T = d / log 3."""
+    assert fit_temperature([2.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 2.0]) == pytest.approx(2 / math.log(3))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_temperature_agrees_with_scipy(scale: float):
+    """Pairs drawn from a judge of temperature 2.5: scipy's minimum, and near the truth."""
+    generator = np.random.default_rng(0)
+    differences = generator.normal(0, 4, size=4000)
+    differences = np.where(generator.random(4000) < special.expit(differences / 2.5), differences, -differences)
+    found = fit_temperature(differences * scale, np.zeros(4000)) / scale
+    oracle = optimize.minimize_scalar(
+        lambda inverse: np.logaddexp(0, -inverse * differences).mean(), bounds=(0, 10), options={"xatol": 1e-10}
+    )
+    assert found == pytest.approx(1 / oracle.x, rel=1e-5)
+    assert found == pytest.approx(2.5, rel=0.1)
+
+
+def test_temperature_leaves_out_missing_pairs():
+    assert fit_temperature([2.0, 2.0, 2.0, 0.0, NAN], [0.0, 0.0, 0.0, 2.0, 1.0]) == pytest.approx(2 / math.log(3))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ([1.0, 2.0, 0.0], "none of the 3 pairs is wrong, so the fit runs to its bound T = 0"),
+        ([1.0, -2.0], "score 0.5 nats lower .* T = infinity"),
+        ([0.0, 0.0], "2 pairs without a score difference"),
+        ([NAN], "0 pairs"),
+    ],
+)
+def test_temperature_at_its_bounds_is_an_error(chosen: list[float], message: str):
+    with pytest.raises(StepError, match=message):
+        fit_temperature(chosen, np.zeros(len(chosen)))
+
+
+def test_lengths_must_agree():
+    with pytest.raises(DataError, match="one length"):
+        difference_interval([1.0], [1.0, 0.0], seed=0)
+    with pytest.raises(DataError, match="26 values but groups of shape"):
+        mean_interval(np.zeros(26), list(string.ascii_lowercase[1:]), seed=0)
