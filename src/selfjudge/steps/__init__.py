@@ -1,0 +1,78 @@
+"""The steps of the loop, each a command of its own: read rows, append rows by key, write the summary last.
+
+    summary = sample.run(config, console)
+
+A step that was killed goes on where it stopped; one that is finished returns its summary; one whose options or input
+changed is refused with the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any
+
+from selfjudge.backends import BACKENDS, Backend, BackendOptions
+from selfjudge.config import Options
+from selfjudge.inputs import Entry
+from selfjudge.store import Row, StepMeta, StepOutput, read_rows
+
+Summary = dict[str, Any]
+
+
+class OpenModel:
+    """The one model in memory: asking for the same again gives it back, asking for another closes it first."""
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._key: Any = None
+
+    def get(self, config: Any) -> Backend:
+        """The backend for a config with the model options."""
+        options = BackendOptions(**{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)})
+        key = (config.backend, config.model, options)
+        if self._backend is None or key != self._key:
+            self.close()
+            self._backend, self._key = BACKENDS[config.backend](config.model, options), key
+        return self._backend
+
+    def close(self) -> None:
+        """Frees its memory."""
+        if self._backend is not None:
+            self._backend.close()
+        self._backend = None
+
+    def __enter__(self) -> OpenModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_MODEL_FIELDS = ("device", "dtype", "trust_remote_code", "max_length", "token_budget", "sample_batch")
+
+
+def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
+    """What the step's rows are made with."""
+    paths = {"input", "prompts", "benchmark"}  # compared by their content instead
+    deciding = {name: value for name, value in config.deciding().items() if name not in paths}
+    return StepMeta(step, deciding, inputs, versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes; recorded with every result."""
+    found: dict[str, str] = {}
+    for package in ("selfjudge", "torch", "transformers", "peft", "accelerate"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def all_rows(output: StepOutput, written: list[Row]) -> Iterable[Row]:
+    """Every row of the output, those of earlier starts included; on a pipe, those written now."""
+    return written if output.path is None else read_rows(output.path)

@@ -1,0 +1,69 @@
+"""Responses -> one score each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from selfjudge.config import JudgeConfig
+from selfjudge.console import Console
+from selfjudge.inputs import entry, read_scorable
+from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
+from selfjudge.measures import Measure, judge_figures, pair_differences
+from selfjudge.questions import load_questions
+from selfjudge.records import Example
+from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
+from selfjudge.store import Row, open_output
+
+JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
+
+
+def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -> Summary:
+    """Judges every row that has no score yet; returns the summary of all rows."""
+    examples = read_scorable(config.input, ("responses",), config.limit)
+    with open_output(config.out, step_meta("judge", config, input=entry(config.input, examples))) as output:
+        if output.finished:
+            return output.summary
+        written: list[Row] = []
+        with OpenModel() as own, console.progress("judge", len(examples), len(output.done_ids), "row") as bar:
+            judge = make_judge(config, model or own, config.judge, config.seed)
+            for start in range(0, len(examples), JUDGED_TOGETHER):
+                group = examples[start : start + JUDGED_TOGETHER]
+                if all(example.id in output.done_ids for example in group):
+                    continue
+                rows = [scored.to_json() for scored in judge(group) if scored.id not in output.done_ids]
+                output.append(rows)
+                written += rows if output.path is None else []
+                bar.update(len(rows))
+        output.finish(summarise(all_rows(output, written)))
+        return output.summary
+
+
+def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
+    """The judge called `name` with the wording and layout of the config."""
+    backend = model.get(config) if name in NEEDS_MODEL else None
+    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed))
+
+
+def summarise(rows: Iterable[Row]) -> Summary:
+    """Counts, mean score and label mass, share truncated; accuracy where the right responses are known."""
+    summary: dict[str, Any] = {"prompts": 0, "responses": 0, "missing": 0, "truncated": 0}
+    log_odds, masses, margins = Measure(), Measure(), Measure()
+    differences: list[tuple[str, str, float]] = []
+    for row in rows:
+        example = Example.from_json(row)
+        scores = [score.log_odds for score in example.scores]
+        known = [score for score in scores if not math.isnan(score)]
+        summary["prompts"] += 1
+        summary["responses"] += len(scores)
+        summary["missing"] += len(scores) - len(known)
+        summary["truncated"] += sum(score.truncated for score in example.scores)
+        log_odds.add(known)
+        masses.add(score.label_mass for score in example.scores)
+        margins.add([max(known) - min(known)] if known else [])
+        differences += pair_differences(example)
+    figures = {"mean_log_odds": log_odds.mean, "mean_label_mass": masses.mean, "mean_margin": margins.mean}
+    return summary | figures | (judge_figures(differences) if differences else {})
+
+

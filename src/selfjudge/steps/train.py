@@ -1,0 +1,255 @@
+"""Selected responses -> a trained model, with its log and checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from selfjudge.config import TrainConfig
+from selfjudge.console import Console
+from selfjudge.errors import ConfigError, DataError, StepError
+from selfjudge.inputs import entry, read_scorable
+from selfjudge.losses import loss_options
+from selfjudge.models import ModelSource, load_model, load_tokenizer
+from selfjudge.records import Example
+from selfjudge.rendering import Renderer
+from selfjudge.steps import Summary, step_meta
+from selfjudge.store import StepOutput, new_folder, open_output, read_rows, replace_folder
+from selfjudge.trainer import Log, Objective, Policy, Preference, PreferenceTrainer, disable_dropout, without_adapter
+
+CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
+DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
+TARGET_LOSSES = ("irepo", "soft-bce")
+
+
+def run(config: TrainConfig, console: Console) -> Summary:
+    """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` until the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
+    examples = read_scorable(config.input, ("responses",))
+    out = Path(config.out)
+    with open_output(out / "training.jsonl", step_meta("train", config, input=entry(config.input, examples))) as log:
+        if log.finished:
+            return log.summary
+        summary = _train(config, examples, out, log, console)
+        log.finish(summary)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        return summary
+
+
+def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOutput, console: Console) -> Summary:
+    set_seed(config.seed)
+    source = ModelSource(config.model, config.device, _weight_dtype(config), config.trust_remote_code)
+    model, tokenizer = load_model(source, trainable=True)
+    renderer = Renderer(tokenizer, config.model)
+    preferences = [_preference(example, renderer, config) for example in examples]
+    model = _trainable(model, config)
+    policy = Policy(model, max(_longest(p) for p in preferences), _objective(config, source))
+    with policy.forward:
+        if policy.forward.padded_because:
+            console.say(f"train: padded batches instead of packed rows, because {policy.forward.padded_because}")
+        preferences, origin = _with_reference(policy, preferences, config, console)
+        train, validation = _split(preferences, config.validation)
+        figures = _optimise(config, policy, train, validation, out, log, console)
+    _save(model, config, source, out)
+    return {"prompts": len(train), "validation_prompts": len(validation), "reference": origin} | figures
+
+
+def _weight_dtype(config: TrainConfig) -> str:
+    """All weights are trained in float32 (bfloat16 rounds small updates away); under an adapter they may be smaller."""
+    return config.dtype if config.lora_rank else "float32"
+
+
+def _objective(config: TrainConfig, source: ModelSource) -> Objective:
+    options = {name: float(getattr(config, name)) for name in loss_options(config.loss)}
+    compute = replace(source, dtype=config.dtype).torch_dtype()
+    budget = config.token_budget or (2048 if source.torch_device().type == "cpu" else 16384)
+    return Objective(config.loss, options, budget, None if compute == torch.float32 else compute)
+
+
+# From rows to preferences
+
+
+def _preference(example: Example, renderer: Renderer, config: TrainConfig) -> Preference:
+    strengths = example.strengths or _gold_strengths(example, config.loss)
+    sampled = example.prompt_ids is not None and all(response.token_ids for response in example.responses)
+    if sampled:
+        prompt = example.prompt_ids or ()
+        answers = [response.token_ids or () for response in example.responses]
+    else:
+        rendered = [renderer.response_ids(example.messages, response.text) for response in example.responses]
+        prompt, answers = tuple(rendered[0][0]), [tuple(ids) for _, ids in rendered]
+    known = sampled and config.reference == "sample"
+    logps = tuple(_or_nan(response.logprob) if known else math.nan for response in example.responses)
+    return Preference(example.id, tuple(prompt), tuple(answers), strengths, logps)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _gold_strengths(example: Example, loss: str) -> tuple[float, ...]:
+    """1 for right and 0 for wrong responses of a user's pairs, which have no scores."""
+    if example.gold is None:
+        raise DataError(f"{example.id}: no strengths (written by `selfjudge select`) and no chosen and rejected responses")
+    if loss in TARGET_LOSSES:
+        raise DataError(f"{example.id}: --loss {loss} needs scores; judge and select the pairs first, or use dpo or azar")
+    return tuple(float(index in example.gold) for index in range(len(example.responses)))
+
+
+def _longest(preference: Preference) -> int:
+    return len(preference.prompt_ids) + max(len(ids) for ids in preference.response_ids)
+
+
+def _split(preferences: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
+    """Training and validation prompts, by a hash of the id, so that neither order nor number matters."""
+    validation = [preference for preference in preferences if hash_share(preference.id) < share]
+    train = [preference for preference in preferences if hash_share(preference.id) >= share]
+    if not train:
+        raise StepError(f"no prompt is left to train on ({len(preferences)} in all, {len(validation)} for validation)")
+    return train, validation
+
+
+def hash_share(key: str) -> float:
+    """A number in [0, 1) that depends on the key alone."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+# Model and reference
+
+
+def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTrainedModel | PeftModel:
+    """The model with the weights to train enabled: an adapter (an existing one goes on) or everything."""
+    disable_dropout(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if isinstance(model, PeftModel) or not config.lora_rank:
+        return model
+    adapter = LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
+
+
+def _with_reference(
+    policy: Policy, preferences: list[Preference], config: TrainConfig, console: Console
+) -> tuple[list[Preference], str]:
+    """Fills in the reference log-probabilities and says where they come from."""
+    if config.reference == "sample":
+        drift = _drift(policy, preferences)
+        if drift <= DRIFT:
+            return preferences, "sample"
+        found = "are missing" if math.isinf(drift) else f"differ by up to {drift:.2g} nats from the trainer's"
+        console.say(f"train: the samples' own log-probs {found}; computing the reference anew")
+    under = without_adapter(policy.model) if config.reference == "base" else nullcontext()
+    with under, console.progress("reference", len(preferences), unit="prompt") as bar:
+        filled: list[Preference] = []
+        for preference in policy.reference(preferences, at_once=32):
+            filled.append(preference)
+            bar.update()
+    return filled, "base" if config.reference == "base" else "start"
+
+
+def _drift(policy: Policy, preferences: Sequence[Preference]) -> float:
+    """Largest difference between stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
+    if any(math.isnan(logp) for preference in preferences for logp in preference.ref_logps):
+        return math.inf
+    checked = preferences[:: max(1, len(preferences) // CHECKED)]
+    computed = policy.reference(checked, at_once=CHECKED)
+    pairs = zip(checked, computed, strict=True)
+    return max(abs(a - b) for stored, own in pairs for a, b in zip(stored.ref_logps, own.ref_logps, strict=True))
+
+
+# Optimisation
+
+
+def _optimise(
+    config: TrainConfig,
+    policy: Policy,
+    train: list[Preference],
+    validation: list[Preference],
+    out: Path,
+    log: StepOutput,
+    console: Console,
+) -> dict[str, Any]:
+    arguments = _arguments(config, policy, out, bool(validation))
+    steps = math.ceil(len(train) / config.batch_size) * config.epochs
+    with console.progress("train", steps, unit="step") as bar:
+
+        def on_log(step: int, record: Log) -> None:
+            kind = "validation" if "eval_loss" in record else "step" if "loss" in record else "total"
+            key = f"{kind}-{step}"
+            if key not in log.done_ids:
+                log.append([{"id": key, "kind": kind, "step": step} | record])
+            bar.update(step - bar.n)
+
+        trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
+        folder = out / "checkpoints"
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    return _figures(out / "training.jsonl", steps)
+
+
+def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) -> TrainingArguments:
+    on_cpu = policy.model.device.type == "cpu"
+    micro = min(config.batch_size, config.micro_batch or (config.batch_size if on_cpu else 4))
+    if config.batch_size % micro:
+        raise ConfigError(f"--micro-batch {micro} does not divide --batch-size {config.batch_size}")
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // micro,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        label_names=[],
+        logging_steps=1,
+        disable_tqdm=True,
+        report_to="none",
+        eval_strategy="epoch" if validates else "no",
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=1,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # more visible GPUs must not change the batch
+    return arguments
+
+
+def _figures(path: Path, steps: int) -> dict[str, Any]:
+    """First and last loss, and the last of everything else that was logged."""
+    rows = list(read_rows(path))
+    trained = [row for row in rows if row["kind"] == "step"]
+    validated = [row for row in rows if row["kind"] == "validation"]
+    last = trained[-1]
+    figures = {"steps": steps, "first_loss": trained[0]["loss"], "last_loss": last["loss"]}
+    figures |= {name: last[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
+    if validated:
+        figures |= {"validation_loss": validated[-1]["eval_loss"], "validation_accuracy": validated[-1]["eval_accuracy"]}
+    return figures
+
+
+def _save(model: PreTrainedModel | PeftModel, config: TrainConfig, source: ModelSource, out: Path) -> None:
+    """`out/model`, whole or not at all: weights in the dtype that was asked for, and the tokenizer as it was loaded."""
+    temporary = new_folder(out / "model")
+    dtype = replace(source, dtype=config.dtype).torch_dtype()
+    (model if isinstance(model, PeftModel) else model.to(dtype)).save_pretrained(temporary)
+    load_tokenizer(source).save_pretrained(temporary)
+    replace_folder(temporary, out / "model")

@@ -1,0 +1,212 @@
+"""Preference training on packed rows: a transformers.Trainer whose batch is prompts, each once, with its responses.
+
+    trainer = PreferenceTrainer(model, preferences, settings, arguments)
+    trainer.train()
+
+One forward pass over the row of a prompt and its K responses serves all pairs among them. Only the log-probabilities
+of response tokens are computed. The loss of a prompt is the mean over its pairs, that of a batch the mean over prompts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from selfjudge.forward import RowForward, causal_lm
+from selfjudge.head import output_head, response_logps
+from selfjudge.losses import LOSSES, all_pairs, log_ratio_difference
+from selfjudge.rows import Tree, pack
+
+Log = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One prompt with its responses, best first: the unit of training.
+
+    `strengths` and `ref_logps` have one entry per response: log-strengths in nats, and log-probabilities of the whole
+    response (end token included) under the reference, NaN as long as they are not known.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[tuple[int, ...], ...]
+    strengths: tuple[float, ...]
+    ref_logps: tuple[float, ...]
+
+    @property
+    def tree(self) -> Tree:
+        """The prompt once, its responses behind it."""
+        return Tree(self.prompt_ids, self.response_ids)
+
+
+class Batch(TypedDict):
+    """What the collator gives: the preferences as they are."""
+
+    preferences: list[Preference]
+
+
+def collate(preferences: list[Preference]) -> Batch:
+    """No padding and no tensors yet: rows are packed when the batch is computed."""
+    return {"preferences": preferences}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss by its name in LOSSES, with its options (`beta`, `z_max`, `tau`)."""
+
+    loss: str
+    options: dict[str, float]
+    token_budget: int
+    autocast: torch.dtype | None = None
+    """Compute in this dtype while the weights stay in float32."""
+
+
+class Policy:
+    """The model as a function from preferences to response log-probabilities."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, longest: int, objective: Objective) -> None:
+        """`longest`: tokens of the longest prompt with one response."""
+        self.model = model
+        self.objective = objective
+        self.head = output_head(causal_lm(model))
+        self.forward = RowForward(model, longest)
+
+    def logps(self, preferences: Sequence[Preference]) -> list[Tensor]:
+        """Per preference, (K,) log-probabilities of its responses in nats, float32, with gradient where enabled."""
+        rows = pack([preference.tree for preference in preferences], self.objective.token_budget)
+        found: dict[int, Tensor] = {}
+        device = causal_lm(self.model).device.type
+        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
+            for row in rows:
+                values = response_logps(self.head, self.forward(row), row)
+                found.update(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
+        flat = torch.stack([found[index] for index in range(len(found))])
+        return list(flat.split([len(preference.response_ids) for preference in preferences]))
+
+    @torch.no_grad()
+    def reference(self, preferences: Sequence[Preference], at_once: int) -> Iterator[Preference]:
+        """The preferences with `ref_logps` of the model as it stands now."""
+        for start in range(0, len(preferences), at_once):
+            group = preferences[start : start + at_once]
+            for preference, logps in zip(group, self.logps(group), strict=True):
+                yield replace(preference, ref_logps=tuple(logps.tolist()))
+
+    def losses(self, preferences: Sequence[Preference]) -> tuple[Tensor, dict[str, Tensor]]:
+        """(prompts,) mean loss over the pairs of each prompt, and what is worth logging, of the same shape."""
+        per_prompt: list[Tensor] = []
+        figures: dict[str, list[Tensor]] = defaultdict(list)
+        for preference, logps in zip(preferences, self.logps(preferences), strict=True):
+            loss, logged = self._loss(preference, logps)
+            per_prompt.append(loss)
+            for name, value in logged.items():
+                figures[name].append(value)
+        return torch.stack(per_prompt), {name: torch.stack(values) for name, values in figures.items()}
+
+    def _loss(self, preference: Preference, logps: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        pairs = all_pairs(torch.tensor(preference.strengths, device=logps.device))
+        ref = torch.tensor(preference.ref_logps, device=logps.device)
+        four = (logps[pairs.chosen], logps[pairs.rejected], ref[pairs.chosen], ref[pairs.rejected])
+        values = LOSSES[self.objective.loss](*four, pairs.target, **self.objective.options)
+        difference = log_ratio_difference(*four).detach()
+        change = logps.detach() - ref
+        return (values * pairs.weight).sum(), {
+            "accuracy": (difference > 0).float().mean(),
+            "log_ratio_difference": difference.mean(),
+            "target": pairs.target.mean(),
+            "chosen_change": change[pairs.chosen].mean(),
+            "rejected_change": change[pairs.rejected].mean(),
+        }
+
+
+class PreferenceTrainer(Trainer):
+    """See the module. `on_log` gets every logged record: loss, learning rate, gradient norm and the figures above."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        policy: Policy,
+        train: Sequence[Preference],
+        validation: Sequence[Preference],
+        arguments: TrainingArguments,
+        on_log: Callable[[int, Log], None],
+    ) -> None:
+        self.policy = policy
+        self.validation = validation
+        self.on_log = on_log
+        self._figures: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(
+            model=policy.model,
+            args=arguments,
+            train_dataset=train,  # pyright: ignore[reportArgumentType]
+            eval_dataset=validation or None,  # pyright: ignore[reportArgumentType]
+            data_collator=collate,
+        )
+        self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if not _prints(c)]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:  # noqa: ARG002
+        return sum(len(batch["preferences"]) for batch in batch_samples)
+
+    def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        model: nn.Module,  # noqa: ARG002
+        inputs: Batch,
+        return_outputs: bool = False,  # noqa: ARG002
+        num_items_in_batch: int | None = None,
+    ) -> Tensor:
+        """Sum over the prompts of this forward pass, divided by the prompts of the whole optimiser step."""
+        losses, figures = self.policy.losses(inputs["preferences"])
+        for name, values in figures.items():
+            self._figures[name].append(values)
+        return losses.sum() / (num_items_in_batch or len(losses))
+
+    @torch.no_grad()
+    def evaluate(self, *_: Any, **__: Any) -> Log:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Mean loss and pair accuracy on prompts that are kept out of training."""
+        self.policy.model.eval()
+        size = self.args.per_device_train_batch_size
+        parts = [self.policy.losses(self.validation[i : i + size]) for i in range(0, len(self.validation), size)]
+        losses, accuracy = (torch.cat(x).mean().item() for x in ([p[0] for p in parts], [p[1]["accuracy"] for p in parts]))
+        metrics = {"eval_loss": losses, "eval_accuracy": accuracy}
+        self.log(metrics)
+        return metrics
+
+    def log(self, logs: Log, start_time: float | None = None) -> None:
+        """Adds the figures gathered since the last record and hands the record on."""
+        if "loss" in logs:
+            logs = logs | {name: torch.cat(values).mean().item() for name, values in self._figures.items()}
+            self._figures.clear()
+        super().log(logs, start_time)
+        self.on_log(self.state.global_step, {name: float(value) for name, value in logs.items()})
+
+
+def _prints(callback: TrainerCallback) -> bool:
+    return type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0, so that at the first step policy and reference are the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+@contextmanager
+def without_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """The model under its adapter."""
+    if not isinstance(model, PeftModel):
+        raise TypeError("only a model with an adapter has a model under it")
+    with model.disable_adapter():
+        yield
