@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -153,7 +153,7 @@ def _is_complete(meta: dict[str, Any], size: int) -> bool:
 
 
 @contextmanager
-def open_output(path: str | Path, meta: StepMeta) -> Iterator[StepOutput]:
+def open_output(path: str | Path, meta: StepMeta) -> Generator[StepOutput, None, None]:
     """The output at `path`, new or resumed; `-` is standard output.
 
     Raises ConfigError for other options than last time or a file that is not a step's output, DataError for a broken
@@ -181,7 +181,9 @@ def _opened(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
-        raise StepError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+        raise StepError(
+            f"{path}: cannot be written ({error.strerror}: {error.filename}); give another --out"
+        ) from error
 
 
 def _lock(descriptor: int, path: Path) -> None:
