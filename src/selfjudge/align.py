@@ -1,0 +1,117 @@
+"""The loop: sample, judge, select, train, evaluate; each round from the model of the one before.
+
+    selfjudge align --model path/to/model --prompts prompts.jsonl --rounds 3 --out runs/mine
+
+A run's folder:
+
+    run.json                      the options of the run
+    start/evaluation.jsonl        the model before any training
+    round-1/samples.jsonl  scored.jsonl  selected.jsonl  training.jsonl  model/  evaluation.jsonl
+    round-2/...
+
+Every file but the model stands beside a `.meta.json` with its options and its summary, written last. Killed at any
+moment and started again with the same command, the run goes on and ends with the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selfjudge.config import AlignConfig, EvaluateConfig, JudgeConfig, Options, SampleConfig, SelectConfig, TrainConfig
+from selfjudge.console import Console
+from selfjudge.errors import DataError
+from selfjudge.inputs import entry, read_prompts
+from selfjudge.records import Example
+from selfjudge.steps import OpenModel, Summary, evaluate, judge, report, sample, select, train, versions
+from selfjudge.steps.train import hash_share
+from selfjudge.store import StepMeta, open_output, write_json_atomic
+
+Step = TypeVar("Step", bound=Options)
+PREFERRED_FIGURES = ("greedy", "sampled", "judge_accuracy", "self_log_odds")
+
+
+def run(config: AlignConfig, console: Console) -> Summary:
+    """Runs what is not done yet and writes the report; returns the evaluation of the start and of every round."""
+    out = Path(config.out)
+    prompts, held_out = _prompts(config)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(out / "run.json", {"config": config.model_dump(), "versions": versions()})
+    found: Summary = {}
+    with OpenModel() as model:
+        found["start"] = _evaluate(config, config.model, out / "start", held_out, console, model)
+        current = config.model
+        for number in range(1, config.rounds + 1):
+            folder = out / f"round-{number}"
+            _round(config, current, _stretch(prompts, number, config.prompts_per_round), folder, console, model)
+            current = str(folder / "model")
+            found[folder.name] = _evaluate(config, current, folder, held_out, console, model)
+    written = report.run(report.ReportConfig(run=str(out)), console)
+    return {name: _headline(figures) for name, figures in found.items()} | {"model": current, **written}
+
+
+def _prompts(config: AlignConfig) -> tuple[list[Example], list[Example] | None]:
+    """Prompts of the rounds, and those held out to evaluate on where there is no benchmark."""
+    prompts = read_prompts(config.prompts)
+    if config.benchmark is not None:
+        return prompts, None
+    held_out = [prompt for prompt in prompts if hash_share(prompt.id) < config.holdout]
+    rest = [prompt for prompt in prompts if hash_share(prompt.id) >= config.holdout]
+    if not held_out or not rest:
+        raise DataError(
+            f"{config.prompts}: {len(prompts)} prompts are too few to hold out {config.holdout:.0%}; "
+            "give more prompts, another --holdout, or a --benchmark"
+        )
+    return rest, held_out
+
+
+def _stretch(prompts: Sequence[Example], number: int, size: int) -> list[Example]:
+    """The prompts of a round: `size` of them, each round going on where the last one stopped, from the top at the end."""
+    count = min(size or len(prompts), len(prompts))
+    start = (number - 1) * count
+    return [prompts[(start + index) % len(prompts)] for index in range(count)]
+
+
+def _round(
+    config: AlignConfig, current: str, prompts: list[Example], folder: Path, console: Console, model: OpenModel
+) -> None:
+    """Samples of the current model -> scores -> pairs -> the next model."""
+    console.say(f"{folder.name}: {len(prompts)} prompts, {config.num_responses} responses each")
+    seed = config.seed * 1000 + int(folder.name.removeprefix("round-"))
+    files = {name: str(folder / f"{name}.jsonl") for name in ("prompts", "samples", "scored", "selected")}
+    _write_prompts(prompts, files["prompts"], config.prompts)
+    common = {"model": current, "seed": seed}
+    sample.run(_derive(SampleConfig, config, **common, prompts=files["prompts"], out=files["samples"]), console, model)
+    judge.run(_derive(JudgeConfig, config, **common, input=files["samples"], out=files["scored"]), console, model)
+    select.run(_derive(SelectConfig, config, input=files["scored"], out=files["selected"]), console)
+    if not (folder / "model").is_dir():
+        model.close()
+    train.run(_derive(TrainConfig, config, **common, input=files["selected"], out=str(folder)), console)
+
+
+def _write_prompts(prompts: list[Example], path: str, source: str) -> None:
+    with open_output(path, StepMeta("prompts", {}, {"prompts": entry("-", prompts) | {"name": source}})) as output:
+        if not output.finished:
+            output.append(prompt.to_json() for prompt in prompts if prompt.id not in output.done_ids)
+            output.finish({"prompts": len(prompts)})
+
+
+def _evaluate(
+    config: AlignConfig, name: str, folder: Path, held_out: list[Example] | None, console: Console, model: OpenModel
+) -> Summary:
+    console.say(f"{folder.name}: evaluation")
+    benchmark = config.benchmark or config.prompts
+    changes: dict[str, Any] = {"model": name, "benchmark": benchmark, "out": str(folder / "evaluation.jsonl")}
+    return evaluate.run(_derive(EvaluateConfig, config, **changes), console, model, held_out)
+
+
+def _derive(kind: type[Step], config: Options, **changes: Any) -> Step:
+    """A step's configuration: the fields it shares with the run's, and its own."""
+    shared = {name: value for name, value in config.model_dump().items() if name in kind.model_fields}
+    defaults = {"limit": 0} if "limit" in kind.model_fields else {}
+    return kind(**(shared | defaults | changes))
+
+
+def _headline(figures: Summary) -> Summary:
+    return {name: figures[name] for name in PREFERRED_FIGURES if name in figures}

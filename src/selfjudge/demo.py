@@ -1,0 +1,76 @@
+"""The loop on the built-in world, with settings chosen on its development questions; figures are from its test questions.
+
+    selfjudge demo --rounds 3 --controls
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from selfjudge import align
+from selfjudge.config import AlignConfig, DemoConfig, ReportConfig
+from selfjudge.console import Console
+from selfjudge.steps import Summary, report
+
+SETTINGS = {
+    "prompts": "lab",
+    "benchmark": "lab",
+    "prompts_per_round": 512,
+    "num_responses": 8,
+    "temperature": 1.0,
+    "max_new_tokens": 24,
+    "loss": "dpo",
+    "beta": 0.1,
+    "learning_rate": 1e-4,
+    "schedule": "linear",
+    "epochs": 2,
+    "batch_size": 32,
+    "lora_rank": 0,
+    "save_steps": 0,
+}
+CONTROLS = ("oracle", "random")
+
+
+def run(config: DemoConfig, console: Console) -> Summary:
+    """One run per arm; returns {"start": figures, "arms": {judge: figures of the last round}, "report": path}."""
+    arms = ("yes-no", *(CONTROLS if config.controls else ()))
+    out = Path(config.out)
+    for judge in arms:
+        console.say(f"arm {judge}")
+        _share(out / arms[0], out / judge)
+        align.run(arm(config, judge), console)
+    return _figures(out, arms, config.rounds) | report.run(ReportConfig(run=str(out)), console)
+
+
+def arm(config: DemoConfig, judge: str) -> AlignConfig:
+    """The run of one arm."""
+    own = {"model": config.model, "judge": judge, "rounds": config.rounds, "seed": config.seed}
+    return AlignConfig(out=str(Path(config.out) / judge), **SETTINGS, **own)
+
+
+def _share(first: Path, other: Path) -> None:
+    """What does not depend on the judge is the same in every arm: the start's evaluation and the first samples."""
+    if first == other:
+        return
+    for pattern in ("start/evaluation*", "round-1/prompts*", "round-1/samples*"):
+        for file in first.glob(pattern):
+            target = other / file.relative_to(first)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+
+
+def _figures(out: Path, arms: tuple[str, ...], rounds: int) -> Summary:
+    return {
+        "start": _means(out / arms[0] / "start"),
+        "arms": {judge: _means(out / judge / f"round-{rounds}") for judge in arms},
+    }
+
+
+def _means(folder: Path) -> Summary:
+    """Means of the headline figures; their intervals stand in the summary file and in the report."""
+    from selfjudge.store import read_meta
+
+    meta = read_meta(folder / "evaluation.jsonl") or {}
+    return {name: meta["summary"][name]["value"] for name in ("greedy", "sampled", "judge_accuracy")}
