@@ -178,7 +178,9 @@ class AlignConfig(ModelOptions, SampleOptions, JudgeOptions, SelectOptions, Trai
     """The loop: sample, judge, select, train, evaluate; round after round."""
 
     prompts: str = option(..., "prompts: JSONL, JSON, CSV, Parquet or text file, or lab")
-    out: str = option("runs/align", "folder of the run; the same command goes on where it stopped", changes_result=False)
+    out: str = option(
+        "runs/align", "folder of the run; the same command goes on where it stopped", changes_result=False
+    )
     rounds: int = option(3, "rounds", changes_result=False, ge=1)
     prompts_per_round: int = option(0, "prompts of each round, one stretch of the file after the other; 0: all", ge=0)
     holdout: float = option(0.05, "share of the prompts kept out of all rounds, to evaluate on", ge=0, lt=1)

@@ -1,6 +1,6 @@
 """The loop on the built-in world, with settings chosen on its development questions; figures are from its test questions.
 
-    selfjudge demo --rounds 3 --controls
+selfjudge demo --rounds 3 --controls
 """
 
 from __future__ import annotations

@@ -175,7 +175,9 @@ class PreferenceTrainer(Trainer):
         self.policy.model.eval()
         size = self.args.per_device_train_batch_size
         parts = [self.policy.losses(self.validation[i : i + size]) for i in range(0, len(self.validation), size)]
-        losses, accuracy = (torch.cat(x).mean().item() for x in ([p[0] for p in parts], [p[1]["accuracy"] for p in parts]))
+        losses, accuracy = (
+            torch.cat(x).mean().item() for x in ([p[0] for p in parts], [p[1]["accuracy"] for p in parts])
+        )
         metrics = {"eval_loss": losses, "eval_accuracy": accuracy}
         self.log(metrics)
         return metrics

@@ -65,5 +65,3 @@ def summarise(rows: Iterable[Row]) -> Summary:
         differences += pair_differences(example)
     figures = {"mean_log_odds": log_odds.mean, "mean_label_mass": masses.mean, "mean_margin": margins.mean}
     return summary | figures | (judge_figures(differences) if differences else {})
-
-

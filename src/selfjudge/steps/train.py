@@ -103,9 +103,13 @@ def _or_nan(value: float | None) -> float:
 def _gold_strengths(example: Example, loss: str) -> tuple[float, ...]:
     """1 for right and 0 for wrong responses of a user's pairs, which have no scores."""
     if example.gold is None:
-        raise DataError(f"{example.id}: no strengths (written by `selfjudge select`) and no chosen and rejected responses")
+        raise DataError(
+            f"{example.id}: no strengths (written by `selfjudge select`) and no chosen and rejected responses"
+        )
     if loss in TARGET_LOSSES:
-        raise DataError(f"{example.id}: --loss {loss} needs scores; judge and select the pairs first, or use dpo or azar")
+        raise DataError(
+            f"{example.id}: --loss {loss} needs scores; judge and select the pairs first, or use dpo or azar"
+        )
     return tuple(float(index in example.gold) for index in range(len(example.responses)))
 
 
@@ -242,7 +246,10 @@ def _figures(path: Path, steps: int) -> dict[str, Any]:
     figures = {"steps": steps, "first_loss": trained[0]["loss"], "last_loss": last["loss"]}
     figures |= {name: last[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
     if validated:
-        figures |= {"validation_loss": validated[-1]["eval_loss"], "validation_accuracy": validated[-1]["eval_accuracy"]}
+        figures |= {
+            "validation_loss": validated[-1]["eval_loss"],
+            "validation_accuracy": validated[-1]["eval_accuracy"],
+        }
     return figures
 
 
