@@ -1,7 +1,7 @@
 """Attention over the trees of a packed row, registered with transformers' AttentionInterface.
 
     with tree_attention(model):
-        hidden = model.base_model(input_ids, position_ids=position_ids, segments=segments(row, device)).last_hidden_state
+        hidden = model.base_model(ids, position_ids=positions, segments=segments(row, device, dtype)).last_hidden_state
 
 Every linear layer sees one row of shape (1, tokens); only attention knows of the trees. Small trees are gathered into a
 batch with one mask per tree; a large tree runs branch by branch, so that no branch is computed against another.
@@ -9,9 +9,12 @@ batch with one mask per tree; a large tree runs branch by branch, so that no bra
 Shapes: S tokens in the row, H query heads, D head width, B trees in a batch, N tokens of the largest tree of a batch.
 """
 
+# pyright: reportPrivateUsage=false
+# (transformers has no public name for a model's current attention implementation)
+
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +69,9 @@ def unsupported(config: PretrainedConfig, longest: int) -> str | None:
 
 
 @contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+def tree_attention(model: PreTrainedModel) -> Generator[None]:
     """Within it, the model's attention is the one of this module; the former implementation comes back after it."""
-    former = model.config._attn_implementation
+    former = model.config._attn_implementation or "eager"
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise ModelError(f"{type(model).__name__} does not take a custom attention function")

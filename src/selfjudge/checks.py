@@ -26,8 +26,8 @@ from selfjudge.config import (
     flag,
 )
 from selfjudge.errors import ConfigError, SelfjudgeError
-from selfjudge.judges import NEEDS_MODEL
 from selfjudge.inputs import WORLD
+from selfjudge.judges import NEEDS_MODEL
 from selfjudge.model_names import resolve_model
 from selfjudge.questions import load_questions
 
@@ -132,7 +132,27 @@ def _run_folder(config: ReportConfig) -> Iterator[str]:
         yield f"--run {config.run}: no such folder; give the folder of an align or demo run"
 
 
+def _ignored(config: Options) -> Iterator[str]:
+    """An option that the others make meaningless is an error: nobody should believe that it did something."""
+    for kind, name, needed, values in DEPENDENT:
+        if isinstance(config, kind) and name in config.model_fields_set:
+            found = getattr(config, needed)
+            if found not in values:
+                allowed = " or ".join(str(value) for value in values)
+                yield f"{flag(name)} has no effect with {flag(needed)} {found}; leave it out or use {allowed}"
+
+
+DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
+    (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
+    (TrainOptions, "z_max", "loss", ("irepo",)),
+    (TrainOptions, "tau", "loss", ("azar",)),
+    (JudgeConfig, "questions", "judge", ("yes-no",)),
+    (JudgeConfig, "in_place", "judge", ("yes-no",)),
+    (JudgeConfig, "seed", "judge", ("random",)),
+]
+
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
+    ((Options,), _ignored),
     ((ModelOptions,), _model),
     ((JudgeOptions, EvaluateConfig), _questions),
     ((SampleOptions,), _sampling),

@@ -61,9 +61,9 @@ def _report(config: Any, console: Console) -> Summary:
 
 
 def _align(config: Any, console: Console) -> Summary:
-    from selfjudge import align
+    from selfjudge import loop
 
-    return align.run(config, console)
+    return loop.run(config, console)
 
 
 def _demo(config: Any, console: Console) -> Summary:

@@ -100,8 +100,8 @@ class TrainOptions(Options):
     tau: float = option(0.1, "azar: regularisation, its target is 1 / (2 tau)", gt=0)
     reference: Literal["sample", "start", "base"] = option(
         "sample",
-        "log-probs of the reference: the sampler's own (checked, recomputed when they drift), those of the model before "
-        "training, or of the model under the adapter",
+        "log-probs of the reference: the sampler's own (checked, recomputed when they drift), those of the model "
+        "before training, or of the model under the adapter",
     )
     learning_rate: float = option(5e-5, "peak learning rate", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after warm-up")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class Console:
             tqdm.write(text, file=sys.stderr)
 
     @contextmanager
-    def progress(self, label: str, total: int, done: int = 0, unit: str = "row") -> Iterator[Any]:
+    def progress(self, label: str, total: int, done: int = 0, unit: str = "row") -> Generator[Any]:
         """A progress bar; `done` units come from an earlier run and do not count into the rate."""
         interval = 0.2 if sys.stderr.isatty() else 15.0
         bar = tqdm(

@@ -1,4 +1,4 @@
-"""The loop on the built-in world, with settings chosen on its development questions; figures are from its test questions.
+"""The loop on the built-in world: settings chosen on its development questions, figures from its test questions.
 
 selfjudge demo --rounds 3 --controls
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from selfjudge import align
+from selfjudge import loop
 from selfjudge.config import AlignConfig, DemoConfig, ReportConfig
 from selfjudge.console import Console
 from selfjudge.steps import Summary, report
+from selfjudge.store import read_meta
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "prompts": "lab",
     "benchmark": "lab",
     "prompts_per_round": 512,
@@ -39,14 +41,14 @@ def run(config: DemoConfig, console: Console) -> Summary:
     for judge in arms:
         console.say(f"arm {judge}")
         _share(out / arms[0], out / judge)
-        align.run(arm(config, judge), console)
+        loop.run(arm(config, judge), console)
     return _figures(out, arms, config.rounds) | report.run(ReportConfig(run=str(out)), console)
 
 
 def arm(config: DemoConfig, judge: str) -> AlignConfig:
     """The run of one arm."""
     own = {"model": config.model, "judge": judge, "rounds": config.rounds, "seed": config.seed}
-    return AlignConfig(out=str(Path(config.out) / judge), **SETTINGS, **own)
+    return AlignConfig.model_validate(SETTINGS | own | {"out": str(Path(config.out) / judge)})
 
 
 def _share(first: Path, other: Path) -> None:
@@ -70,7 +72,5 @@ def _figures(out: Path, arms: tuple[str, ...], rounds: int) -> Summary:
 
 def _means(folder: Path) -> Summary:
     """Means of the headline figures; their intervals stand in the summary file and in the report."""
-    from selfjudge.store import read_meta
-
     meta = read_meta(folder / "evaluation.jsonl") or {}
     return {name: meta["summary"][name]["value"] for name in ("greedy", "sampled", "judge_accuracy")}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,9 @@ class Head:
 
 def output_head(model: PreTrainedModel) -> Head:
     """The model's output head. Raises ModelError where it computes something that `Head` does not."""
-    layer = model.get_output_embeddings()
+    layer: Any = model.get_output_embeddings()
+    if layer is None:
+        raise ModelError(f"{type(model).__name__} has no output head: it is not a causal language model")
     text = model.config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     if getattr(text, "logits_scaling", None):

@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from selfjudge import lab
+from selfjudge.errors import DataError
 from selfjudge.readers import read_examples
 from selfjudge.records import Example
-from selfjudge.store import file_entry, json_line
+from selfjudge.store import file_entry, json_line, read_meta
 
 WORLD = ("lab", "lab-dev")
 """`lab`: the world's training prompts and its test questions; `lab-dev`: questions to choose settings on."""
@@ -30,7 +31,15 @@ def read_scorable(name: str, need: Collection[str], limit: int = 0) -> list[Exam
     """Rows that have at least the fields in `need`: for judging, selecting, training or evaluating."""
     if name in WORLD:
         return _first(lab.benchmark("test" if name == "lab" else "dev"), limit)
+    _refuse_unfinished(name)
     return _first(read_examples(name, need), limit)
+
+
+def _refuse_unfinished(name: str) -> None:
+    """An interrupted step's output is not an input: the next step would take a part for the whole."""
+    meta = read_meta(name) if name != "-" else None
+    if meta is not None and not meta["done"]:
+        raise DataError.at(name, None, f"its `{meta['step']}` step is not finished; run that command again first")
 
 
 def _first(examples: Iterator[Example] | list[Example], limit: int) -> list[Example]:

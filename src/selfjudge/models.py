@@ -115,10 +115,12 @@ def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
 
 def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keeps the model's end tokens and nothing else of its generation defaults, which would change the draw unseen."""
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    listed = ends if isinstance(ends, list) else [ends]
-    known = {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None and 0 <= i < model.config.vocab_size}
-    end = sorted(known)
+    ends: Any = model.generation_config.eos_token_id if model.generation_config else None
+    listed: list[Any] = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    size: int = model.get_input_embeddings().num_embeddings  # pyright: ignore[reportAssignmentType]
+    end = sorted({int(i) for i in listed if i is not None and 0 <= i < size})
+    if not end:
+        raise ModelError(f"its end token {tokenizer.eos_token_id} is beyond the model's {size} embeddings")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
 

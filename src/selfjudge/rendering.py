@@ -45,7 +45,7 @@ class Renderer:
         return str(text)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of rendered text; a chat template writes its own special tokens, the plain layout gets the tokenizer's."""
+        """Ids of rendered text; a chat template brings its special tokens, the plain layout gets the tokenizer's."""
         return self.tokenizer.encode(text, add_special_tokens=not self.has_template)
 
     def ids(self, messages: Sequence[Message]) -> list[int]:

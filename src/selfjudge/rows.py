@@ -46,7 +46,8 @@ class TreeSpan(NamedTuple):
     branches: tuple[Span, ...]
 
 
-class Branch(NamedTuple):
+@dataclass(frozen=True)
+class Branch:
     """Where one sequence of the input came to lie: `index` counts the branches of all trees in input order."""
 
     index: int

@@ -6,13 +6,16 @@ A sample is the same in any batch, in any order and after any restart, up to the
 uniform that falls within that rounding (about 1e-6) of the border between two tokens can still fall on either side.
 """
 
+# pyright: reportPrivateUsage=false
+# (the hooks of a decoding loop, `_prefill` and `_update_model_kwargs_for_generation`, have no public names)
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 BLOCK = 256  # vocabulary entries of one block of the two-level cumulative sum
 
@@ -75,7 +78,7 @@ def _pass(weights: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(
-    model: PreTrainedModel,
+    model: Any,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,

@@ -10,7 +10,7 @@ of response tokens are computed. The loss of a prompt is the mean over its pairs
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -149,7 +149,7 @@ class PreferenceTrainer(Trainer):
             args=arguments,
             train_dataset=train,  # pyright: ignore[reportArgumentType]
             eval_dataset=validation or None,  # pyright: ignore[reportArgumentType]
-            data_collator=collate,
+            data_collator=collate,  # pyright: ignore[reportArgumentType]
         )
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if not _prints(c)]
 
@@ -206,7 +206,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 @contextmanager
-def without_adapter(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def without_adapter(model: PreTrainedModel | PeftModel) -> Generator[None]:
     """The model under its adapter."""
     if not isinstance(model, PeftModel):
         raise TypeError("only a model with an adapter has a model under it")

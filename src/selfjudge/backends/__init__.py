@@ -9,7 +9,7 @@ A backend does three things (`label_logprobs`, `generate`, `close`); what the fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -23,8 +23,9 @@ Messages = tuple[Message, ...]
 class LabelRequest:
     """Ask which label comes next.
 
-    `group` names the example: neighbours of one group share their beginning. `render(text)` gives the messages to show; `text` (the response) is the part whose middle may be cut when the whole
-    is longer than the context. `labels` holds the spellings of each label.
+    `group` names the example: neighbours of one group share their beginning. `render(text)` gives the messages to
+    show; `text` (the response) is the part whose middle may be cut when the whole is longer than the context. `labels`
+    holds the spellings of each label.
     """
 
     group: str
@@ -127,7 +128,7 @@ BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "fak
 
 
 @contextmanager
-def open_backend(name: str, model: str, options: BackendOptions) -> Iterator[Backend]:
+def open_backend(name: str, model: str, options: BackendOptions) -> Generator[Backend]:
     """Opens the backend called `name` on a model (folder, hub name, `lab` or `lab-weak`) and closes it afterwards."""
     backend = BACKENDS[name](model, options)
     try:

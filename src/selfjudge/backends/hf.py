@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from selfjudge.backends import (
     SampleResult,
     Sampling,
 )
-from selfjudge.errors import DataError, ModelError
+from selfjudge.errors import DataError
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
 from selfjudge.models import ModelSource, context_length, load_model
@@ -180,7 +180,8 @@ class HFBackend:
         pad = self.causal.generation_config.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
         ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.device)
         mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch], device=self.device)
-        drawn: Drawn = self.causal.generate(  # pyright: ignore[reportAssignmentType]
+        generate: Any = self.causal.generate
+        drawn: Drawn = generate(
             ids,
             attention_mask=mask,
             generation_config=self._generation_config(sampling),
@@ -201,8 +202,6 @@ class HFBackend:
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         own = self.causal.generation_config
-        if own is None:
-            raise ModelError(f"{self.name}: the model cannot generate")
         filters = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         if sampling.min_p:
             filters["min_p"] = sampling.min_p

@@ -35,7 +35,7 @@ TARGET_LOSSES = ("irepo", "soft-bce")
 
 
 def run(config: TrainConfig, console: Console) -> Summary:
-    """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` until the end."""
+    """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
     examples = read_scorable(config.input, ("responses",))
@@ -167,7 +167,7 @@ def _with_reference(
 
 
 def _drift(policy: Policy, preferences: Sequence[Preference]) -> float:
-    """Largest difference between stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
+    """Largest difference of stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
     if any(math.isnan(logp) for preference in preferences for logp in preference.ref_logps):
         return math.inf
     checked = preferences[:: max(1, len(preferences) // CHECKED)]
@@ -233,7 +233,7 @@ def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) 
         save_steps=config.save_steps or 500,
         save_total_limit=1,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # more visible GPUs must not change the batch
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  more GPUs must not change the batch
     return arguments
 
 
@@ -253,10 +253,10 @@ def _figures(path: Path, steps: int) -> dict[str, Any]:
     return figures
 
 
-def _save(model: PreTrainedModel | PeftModel, config: TrainConfig, source: ModelSource, out: Path) -> None:
+def _save(model: Any, config: TrainConfig, source: ModelSource, out: Path) -> None:
     """`out/model`, whole or not at all: weights in the dtype that was asked for, and the tokenizer as it was loaded."""
     temporary = new_folder(out / "model")
     dtype = replace(source, dtype=config.dtype).torch_dtype()
-    (model if isinstance(model, PeftModel) else model.to(dtype)).save_pretrained(temporary)
-    load_tokenizer(source).save_pretrained(temporary)
+    (model if isinstance(model, PeftModel) else model.to(dtype)).save_pretrained(str(temporary))
+    load_tokenizer(source).save_pretrained(str(temporary))
     replace_folder(temporary, out / "model")

@@ -67,7 +67,7 @@ def _prompts(config: AlignConfig) -> tuple[list[Example], list[Example] | None]:
 
 
 def _stretch(prompts: Sequence[Example], number: int, size: int) -> list[Example]:
-    """The prompts of a round: `size` of them, each round going on where the last one stopped, from the top at the end."""
+    """The prompts of a round: `size` of them, going on where the last round stopped, and from the top at the end."""
     count = min(size or len(prompts), len(prompts))
     start = (number - 1) * count
     return [prompts[(start + index) % len(prompts)] for index in range(count)]
