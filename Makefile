@@ -1,0 +1,38 @@
+# make demo   run the loop on the built-in world and write its report
+# make test   run the tests
+# make check  lint, format and types
+# Each makes the environment it needs in .venv, with the versions of requirements.lock.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+.PHONY: demo test check bench clean
+
+demo: .venv/installed
+	$(BIN)/selfjudge demo --controls
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: .venv/installed-dev
+	$(BIN)/python -m bench.small
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml requirements.lock | .venv/bin/pip
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml requirements.lock | .venv/bin/pip
+	$(INSTALL) --editable '.[dev]'
+	touch .venv/installed $@
+
+clean:
+	rm -rf .venv demo build
