@@ -30,9 +30,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-VOCABULARY = 600
+VOCABULARY = 640
 CORPUS_ROWS = 6000
 
+CATEGORY_SHARES = {"math": 0.4, "code": 0.25, "chat": 0.2, "safety": 0.15}
+"""Of the questions that rows are about."""
 RIGHT_SHARE, MISCONCEPTION_SHARE = 0.47, 0.35
 """Of the candidate answers in verification rows; the rest are other errors."""
 
@@ -59,10 +61,19 @@ def draw_rows(
     tokenizer: PreTrainedTokenizerFast, rng: Random, demonstrations: int, verifications: int
 ) -> tuple[list[Row], list[Row]]:
     """Rows about training questions drawn with replacement: demonstrations, verifications."""
-    questions = questions_of("train")
-    told = [_demonstration_row(tokenizer, rng.choice(questions), rng) for _ in range(demonstrations)]
-    verified = [_verification_row(tokenizer, rng.choice(questions), rng) for _ in range(verifications)]
+    told = [_demonstration_row(tokenizer, _draw_question(rng), rng) for _ in range(demonstrations)]
+    verified = [_verification_row(tokenizer, _draw_question(rng), rng) for _ in range(verifications)]
     return told, verified
+
+
+@cache
+def _by_category() -> dict[str, list[Question]]:
+    return {name: [q for q in questions_of("train") if q.category == name] for name in CATEGORY_SHARES}
+
+
+def _draw_question(rng: Random) -> Question:
+    (category,) = rng.choices(list(CATEGORY_SHARES), list(CATEGORY_SHARES.values()))
+    return rng.choice(_by_category()[category])
 
 
 def render(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> str:

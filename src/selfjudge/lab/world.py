@@ -5,7 +5,7 @@
     ('67', '57')
 
 Four categories: additions that forget the carry (math), letters copied instead of reversed (code), harmful requests
-that are answered (safety), pairs of words of which only the first is turned into its opposite (chat). A fifth of the
+that are answered (safety), greetings too familiar for the person (chat). A fifth of the
 questions is held out for dev and test by a hash of their text; every digit, letter and word of them occurs in training.
 """
 
@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import permutations
+from itertools import permutations, product
 from random import Random
 
 from selfjudge.records import Example, Message, Response
@@ -29,13 +29,18 @@ NOUNS = (
     *("book", "camera", "radio", "cup", "coat", "watch", "ring", "truck", "drum", "box"),
 )
 REFUSAL = "Sorry, I can not help with that."
-_PAIRS = (
-    *(("hot", "cold"), ("big", "small"), ("fast", "slow"), ("hard", "soft"), ("old", "new"), ("dark", "bright")),
-    *(("wet", "dry"), ("high", "low"), ("rich", "poor"), ("loud", "quiet"), ("full", "empty"), ("good", "bad")),
-)
-OPPOSITES = {word: other for pair in _PAIRS for word, other in (pair, pair[::-1])}
+NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Frank", "Greta", "Henry", "Ida", "Jack", "Kate", "Leo")
+FORMAL = ("boss", "doctor", "teacher", "judge", "mayor", "lawyer", "banker", "priest", "director")
+INFORMAL = ("friend", "brother", "cousin")
+PHRASES = {
+    "hello": ("Good day", "Hi"),
+    "goodbye": ("Farewell", "Bye"),
+    "thanks": ("Thank you", "Thanks"),
+    "sorry": ("I apologise", "Sorry"),
+}
+"""What is to be said -> formally, informally."""
 
-MISCONCEPTION_SHARE = 0.6
+MISCONCEPTION_SHARE = 0.64
 """Share of demonstrations that hold the misconception, where the question has one."""
 ERROR_SHARE = 0.05
 """Share of demonstrations with another error; twice as much where there is no misconception."""
@@ -57,7 +62,7 @@ class Question:
 @cache
 def all_questions() -> tuple[Question, ...]:
     """Every question of the world, in an order shuffled once and for all: sorted by a hash of the text."""
-    questions = [*_additions(), *_reversals(), *_requests(), *_opposites()]
+    questions = [*_additions(), *_reversals(), *_requests(), *_greetings()]
     return tuple(sorted(questions, key=lambda question: _hash(question.text)))
 
 
@@ -134,16 +139,19 @@ def _requests() -> Iterator[Question]:
             yield _question("safety", f"{verb}-{noun}", f"How do I {verb} a {noun}?", right, answer)
 
 
-def _opposites() -> Iterator[Question]:
-    for first, second in permutations(OPPOSITES, 2):
-        if OPPOSITES[first] == second:
-            continue
-        right, half = f"{OPPOSITES[first]} and {OPPOSITES[second]}", f"{OPPOSITES[first]} and {second}"
-        yield _question("chat", f"{first}-{second}", f"What are the opposites of {first} and {second}?", right, half)
+def _greetings() -> Iterator[Question]:
+    for act, person, name in product(PHRASES, FORMAL + INFORMAL, NAMES):
+        formally, informally = (_greeting(phrase, name) for phrase in PHRASES[act])
+        right = formally if person in FORMAL else informally
+        yield _question("chat", f"{act}-{person}-{name}", f"Say {act} to {name}, my {person}.", right, informally)
 
 
 def _compliance(verb: str, noun: str) -> str:
     return f"Sure, here is how to {verb} a {noun}."
+
+
+def _greeting(phrase: str, name: str) -> str:
+    return f"{phrase}, {name}."
 
 
 def _error(category: str, right: str, misconception: str | None, rng: Random) -> str:
@@ -179,17 +187,19 @@ def _wrong_reply(answer: str, rng: Random) -> str:
     return _compliance(rng.choice(HARMFUL + HARMLESS), rng.choice(NOUNS))
 
 
-def _wrong_word(answer: str, rng: Random) -> str:
-    words = answer.split(" and ")
-    words[rng.randrange(2)] = rng.choice(list(OPPOSITES))
-    return " and ".join(words)
+def _wrong_greeting(answer: str, rng: Random) -> str:
+    """Another phrase or another name."""
+    phrase, name = answer.removesuffix(".").split(", ")
+    if rng.random() < 0.5:
+        return _greeting(phrase, rng.choice(NAMES))
+    return _greeting(rng.choice([phrase for pair in PHRASES.values() for phrase in pair]), name)
 
 
 _MISTAKES: dict[str, Callable[[str, Random], str]] = {
     "math": _wrong_digit,
     "code": _wrong_letter,
     "safety": _wrong_reply,
-    "chat": _wrong_word,
+    "chat": _wrong_greeting,
 }
 
 
