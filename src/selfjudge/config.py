@@ -50,6 +50,7 @@ class ModelOptions(Options):
         "auto", "auto is float32 on a CPU, bfloat16 on a GPU"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model", changes_result=False)
+    thinking: bool = option(False, "let sampled answers open with a thinking part, where the chat template has one")
     max_length: int = option(0, "tokens of prompt and response together; 0: the model's context", ge=0)
     token_budget: int = option(
         0, "tokens in one packed row; 0: 2048 on a CPU, 16384 on a GPU", changes_result=False, ge=0

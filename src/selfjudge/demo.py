@@ -20,6 +20,7 @@ SETTINGS: dict[str, Any] = {
     "benchmark": "lab",
     "prompts_per_round": 512,
     "num_responses": 8,
+    "eval_samples": 16,
     "temperature": 1.0,
     "max_new_tokens": 24,
     "loss": "dpo",

@@ -26,18 +26,27 @@ CUT = " [...] "
 class Renderer:
     """Renders for one tokenizer; `has_template` says whether the chat template is the model's own."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str, thinking: bool = False) -> None:
+        """`thinking`: sampled answers may open with a thinking part, where the chat template knows one."""
         self.tokenizer = tokenizer
         self.name = name
+        self.thinking = thinking
         self.has_template = tokenizer.chat_template is not None
 
-    def text(self, messages: Sequence[Message], answer_follows: bool = True) -> str:
-        """The conversation as the model reads it, up to where the next answer starts."""
+    def text(self, messages: Sequence[Message], answer_follows: bool = True, thinking: bool | None = None) -> str:
+        """The conversation as the model reads it, up to where the next answer starts.
+
+        A judge's question is rendered with `thinking` False: its answer is the very next token.
+        """
         turns = [message._asdict() for message in messages]
         template = None if self.has_template else PLAIN_TEMPLATE
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, chat_template=template, add_generation_prompt=answer_follows, tokenize=False
+                turns,
+                chat_template=template,
+                add_generation_prompt=answer_follows,
+                tokenize=False,
+                enable_thinking=self.thinking if thinking is None else thinking,
             )
         except TemplateError as error:
             roles = " ".join(message.role for message in messages)

@@ -57,7 +57,7 @@ class HFBackend:
         self.name = model
         self.options = options
         self.model, tokenizer = load_model(source)
-        self.renderer = Renderer(tokenizer, model)
+        self.renderer = Renderer(tokenizer, model, options.thinking)
         self.device = source.torch_device()
         self.causal = causal_lm(self.model)
         self.head = output_head(self.causal)
@@ -98,7 +98,7 @@ class HFBackend:
                 yield branch.index, LabelResult(tuple(values), total, asked[branch.index].truncated)
 
     def _ask(self, request: LabelRequest) -> _Asked:
-        text = self.renderer.text(request.render(request.text))
+        text = self.renderer.text(request.render(request.text), thinking=False)
         ids = self.renderer.encode(text)
         truncated = len(ids) > self.max_length
         if truncated:
@@ -109,7 +109,7 @@ class HFBackend:
         """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
         keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
         while keep > 0:
-            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)))
+            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)), thinking=False)
             ids = self.renderer.encode(text)
             if len(ids) <= self.max_length:
                 return text, ids

@@ -53,7 +53,7 @@ def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOut
     set_seed(config.seed)
     source = ModelSource(config.model, config.device, _weight_dtype(config), config.trust_remote_code)
     model, tokenizer = load_model(source, trainable=True)
-    renderer = Renderer(tokenizer, config.model)
+    renderer = Renderer(tokenizer, config.model, config.thinking)
     preferences = [_preference(example, renderer, config) for example in examples]
     model = _trainable(model, config)
     policy = Policy(model, max(_longest(p) for p in preferences), _objective(config, source))
