@@ -50,6 +50,8 @@ def output_head(model: PreTrainedModel) -> Head:
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head: it is not a causal language model")
+    if model.base_model is model:
+        raise ModelError(f"{type(model).__name__} does not show its hidden states: no model under its output head")
     text = model.config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     if getattr(text, "logits_scaling", None):
