@@ -51,7 +51,10 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite": ("granite", _LLAMA_LIKE | {"logits_scaling": 4.0, "attention_multiplier": 0.2}),
     "cohere": ("cohere", _LLAMA_LIKE | {"logit_scale": 0.25}),
-    "gpt_oss": ("gpt_oss", _LLAMA_LIKE | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "gpt_oss",
+        _LLAMA_LIKE | {"head_dim": 8, "sliding_window": CONTEXT, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "falcon": ("falcon", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}),
     "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
 }
@@ -92,7 +95,9 @@ def with_lora(base: Any, seed: int = 0) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    transposed = base.config.model_type == "gpt2"
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", fan_in_fan_out=transposed)
+    adapted = get_peft_model(base, config)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.1)

@@ -88,7 +88,9 @@ def label_logprobs(
     grouped = torch.stack([part.logsumexp(-1) for part in values.split([len(group) for group in groups], -1)], -1)
     if not with_mass:
         return grouped, torch.full(hidden.shape[:1], torch.nan)
-    logprobs = grouped - head.logits(hidden).logsumexp(-1, keepdim=True)
+    everything = head.logits(hidden)  # (items, V)
+    everything[:, flat] = values  # the same figures in both sums, else rounded logits give a mass above 1
+    logprobs = grouped - everything.logsumexp(-1, keepdim=True)
     return logprobs, logprobs.logsumexp(-1).exp()
 
 
