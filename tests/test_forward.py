@@ -147,9 +147,9 @@ def test_the_former_attention_comes_back(former: str):
     model.set_attn_implementation(former)
     question = torch.tensor([[5, 6, 7]])
     before = model(question).logits
-    with pytest.raises(ZeroDivisionError), RowForward(model, longest=8):
-        assert model.config._attn_implementation == "selfjudge_trees"
-        _ = 1 / 0
+    beyond = pack([Tree([1], ([tiny.VOCABULARY],))], 8)[0]
+    with pytest.raises(IndexError), RowForward(model, longest=8) as forward:
+        forward(beyond)
     assert model.config._attn_implementation == former
     torch.testing.assert_close(model(question).logits, before, rtol=0, atol=0)
 
