@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import get_last_checkpoint
 
 from selfjudge.config import TrainConfig
@@ -142,7 +143,11 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
     if isinstance(model, PeftModel) or not config.lora_rank:
         return model
     adapter = LoraConfig(
-        r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores its weights so
     )
     return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
 
