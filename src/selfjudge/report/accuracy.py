@@ -11,12 +11,12 @@ from selfjudge.report.observations import categories, evaluated, has_truth, last
 
 WHY_SAMPLED = (
     "Sampled accuracy is the headline: the share of answers, drawn as they are in use, that equal the reference. "
-    "Greedy accuracy looks only at the most probable answer, so a small shift of probability flips it; it exaggerates what "
-    "training changed and stands beside it for comparison. Bars are 95 % bootstrap intervals over questions."
+    "Greedy accuracy looks only at the most probable answer, so a small shift of probability flips it; it exaggerates "
+    "what training changed and stands beside it for comparison. Bars are 95 % bootstrap intervals over questions."
 )
 NO_TRUTH = (
-    "No accuracy: none of the evaluated rows has a reference answer (a field `reference`), so nothing here can show "
-    "that answers became better. Give --benchmark with reference answers to measure that."
+    'No accuracy: none of the evaluated rows has a reference answer (the field "reference"), so nothing here can '
+    "show that answers became better. Give --benchmark with reference answers to measure that."
 )
 OWN_OPINION = (
     "What follows is the model's opinion of its own samples. It is no proof of improvement: the score is the one the "
@@ -52,7 +52,7 @@ def _with_truth(run: Run) -> list[Block]:
 
 def _sentences(run: Run) -> list[str]:
     """One per arm: from the start to the last evaluated round."""
-    return [sentence for arm in run.arms if (sentence := _sentence(arm, len(run.arms) > 1))]
+    return [sentence for arm in run.arms if (sentence := _sentence(arm, run.several))]
 
 
 def _sentence(arm: Arm, named: bool) -> str:
@@ -63,7 +63,7 @@ def _sentence(arm: Arm, named: bool) -> str:
         return ""
     start, end = percent(before["value"]), percent(after["value"])
     change, low, high = (_signed(value) for value in (gain.estimate, gain.low, gain.high))
-    clear = "" if gain.low > 0 or gain.high < 0 else "; zero is within the interval"
+    clear = "" if gain.low > 0 or gain.high < 0 else ", which includes 0"
     label = f"{arm.name}: s" if named else "S"
     return (
         f"{label}ampled accuracy {start} % \u2192 {end} % after round {last.number}; paired change {change} points "
@@ -77,7 +77,7 @@ def _signed(value: float) -> str:
 
 def _table(run: Run) -> Table:
     head = ["", "Sampled %", "Greedy %", "Any sample right %", "Questions"]
-    groups = [(arm.name if len(run.arms) > 1 else "", [_row(item) for item in arm.rounds]) for arm in run.arms]
+    groups = [(run.label(arm), [_row(item) for item in arm.rounds]) for arm in run.arms]
     return Table("Accuracy with 95 % intervals", head, groups)
 
 
@@ -115,7 +115,7 @@ def _category_table(run: Run, names: Sequence[str]) -> Table:
     head = [""] + [f"{name} {kind} %" for name in names for kind in ("sampled", "greedy")]
     rows = [
         (
-            arm.name if len(run.arms) > 1 else "",
+            run.label(arm),
             [[Cell(item.label), *_category_cells(item, names)] for item in arm.rounds],
         )
         for arm in run.arms
@@ -135,7 +135,7 @@ def _without_truth(run: Run) -> list[Block]:
         panel("Self-judged P(Yes) (no proof of improvement)", p_yes, "%", large=True),
     ]
     head = ["", "Self-judged log-odds", "Self-judged P(Yes) %", "Questions"]
-    groups = [(arm.name if len(run.arms) > 1 else "", [_own_row(item) for item in arm.rounds]) for arm in run.arms]
+    groups = [(run.label(arm), [_own_row(item) for item in arm.rounds]) for arm in run.arms]
     table = Table("The model's opinion of its own samples", head, groups)
     return [Text(NO_TRUTH, "gap"), Text(OWN_OPINION), Charts(figures, arms_legend(run), size="large"), table]
 

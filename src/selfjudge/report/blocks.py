@@ -1,13 +1,14 @@
 """What a section of the page is made of, and how figures are written.
 
-    >>> percent(0.483), number(1234.5), estimate({"value": 0.483, "low": None, "high": None, "n": 1}, percent)
-    ('48.3', '1234.5', Cell(text='48.3', aside=''))
+    >>> percent(0.483), number(12.345), estimate({"value": 0.483, "low": None, "high": None, "n": 1}, percent)
+    ('48.3', '12.3', Cell(text='48.3', aside=''))
 
 A figure that is None is MISSING wherever it is written, never a number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -67,6 +68,8 @@ class Table:
     head: Sequence[str]
     groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
     folded: bool = False
+    prose: bool = False
+    """True when the last column is text."""
     kind: str = "table"
 
 
@@ -104,16 +107,14 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits or all of a whole number."""
+    """A count in full, anything else with three significant digits."""
     if value is None:
         return MISSING
-    if float(value).is_integer() and abs(value) < 1e15:
-        return _minus(f"{int(value):,}".replace(",", "\u202f"))
-    return _minus(f"{value:.3g}" if abs(value) < 0.01 or abs(value) >= 1e5 else f"{value:.{_decimals(value)}f}")
-
-
-def _decimals(value: float) -> int:
-    return 2 if abs(value) < 10 and abs(value) >= 0.1 else 3 if abs(value) < 0.1 else 1
+    if isinstance(value, int):
+        return _minus(f"{value:,}".replace(",", "\u202f"))
+    if value == 0 or not 0.001 <= abs(value) < 1e5:
+        return _minus(f"{value:.3g}")
+    return _minus(f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}")
 
 
 def _minus(text: str) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from markupsafe import Markup
 
-TOP, BOTTOM, LEFT, RIGHT = 10.0, 26.0, 46.0, 14.0
+TOP, BOTTOM, LEFT, RIGHT = 10.0, 28.0, 52.0, 10.0
 STYLES = 6
 
 
@@ -191,7 +192,7 @@ def _x_axis(axes: Axes, x: Scale) -> Markup:
     base = axes.height - BOTTOM
     parts = [Markup('<line class="axis" x1="{}" x2="{}" y1="{y}" y2="{y}"/>').format(LEFT, axes.width - RIGHT, y=base)]
     label = Markup('<text class="tick" text-anchor="middle" x="{:.1f}" y="{:.1f}">{}</text>')
-    parts += [label.format(x(place), base + 16, text) for place, text in axes.x_ticks]
+    parts += [label.format(x(place), base + 18, text) for place, text in axes.x_ticks]
     return Markup("").join(parts)
 
 
@@ -203,7 +204,7 @@ def _dividers(axes: Axes, x: Scale) -> Markup:
 def _absent(axes: Axes, series: Sequence[Series], x: Scale) -> Markup:
     """`n/a` over every x tick at which there are points, but none with a value."""
     present = {point.x for one in series for point in one.points if point.y is not None}
-    asked = {point.x for one in series for point in one.points}
+    asked = {point.x for one in series for point in one.points} & {place for place, _ in axes.x_ticks}
     text = Markup('<text class="absent" text-anchor="middle" x="{:.1f}" y="{:.1f}">n/a</text>')
     return Markup("").join(text.format(x(place), axes.height - BOTTOM - 6) for place in sorted(asked - present))
 
@@ -237,12 +238,11 @@ def _path(points: Sequence[Point], x: Scale, y: Scale, shift: float) -> str:
 
 
 def _marks(series: Series, x: Scale, y: Scale, shift: float) -> Markup:
-    if not series.marks:
-        return Markup("")
+    """Markers that show the tip; without markers only the places that show it."""
+    target = Markup('<circle class="target" r="5" cx="{:.1f}" cy="{:.1f}" data-tip="{}"/>')
+    draw = partial(_marker, series.style) if series.marks else target.format
     return Markup("").join(
-        _marker(series.style, x(point.x) + shift, y(point.y), point.tip)
-        for point in series.points
-        if point.y is not None
+        draw(x(point.x) + shift, y(point.y), point.tip) for point in series.points if point.y is not None
     )
 
 

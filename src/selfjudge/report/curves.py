@@ -30,13 +30,12 @@ def curve(arm: Arm, get: Getter, style: int, name: str, unit: str = "", first: i
 
 
 def _point(item: Round, found: Any, name: str, unit: str) -> Point:
-    figure = found if isinstance(found, dict) else {"value": found, "low": None, "high": None}
-    if figure["value"] is None:
+    figure: dict[str, Any] = found if isinstance(found, dict) else {"value": found, "low": None, "high": None}
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if value is None:
         return Point(item.number, None)
-    tip = f"{name}, {item.label}: {_written(figure['value'], unit)}"
-    if figure["low"] is not None:
-        tip += f" (95 % interval {_written(figure['low'], unit)} to {_written(figure['high'], unit)})"
-    return Point(item.number, figure["value"], figure["low"], figure["high"], tip)
+    interval = "" if low is None else f" (95 % interval {_written(low, unit)} to {_written(high, unit)})"
+    return Point(item.number, value, low, high, f"{name}, {item.label}: {_written(value, unit)}{interval}")
 
 
 def _written(value: float, unit: str) -> str:
@@ -70,7 +69,7 @@ def round_ticks(numbers: Sequence[int]) -> tuple[tuple[float, str], ...]:
 
 def arms_legend(run: Run) -> list[LegendEntry]:
     """Nothing for a single arm."""
-    if len(run.arms) == 1:
+    if not run.several:
         return []
     return [LegendEntry(legend_key(index), _arm_text(arm)) for index, arm in enumerate(run.arms)]
 

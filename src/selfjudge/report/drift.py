@@ -49,7 +49,7 @@ def _length_curves(arm: Arm) -> list[Series]:
 
 
 def _arm_title(run: Run, name: str) -> str:
-    return name if len(run.arms) > 1 else "Mean tokens"
+    return name if run.several else "Mean tokens"
 
 
 def _others(run: Run) -> list[Figure]:
@@ -67,7 +67,7 @@ def _others(run: Run) -> list[Figure]:
 
 def _table(run: Run) -> Table:
     head = ["", "Tokens", "Best", "Worst", "Evaluated", "Hit the limit %", "Distinct %", "Label mass %", "P(Yes) %"]
-    groups = [(arm.name if len(run.arms) > 1 else "", _rows(arm)) for arm in run.arms]
+    groups = [(run.label(arm), _rows(arm)) for arm in run.arms]
     caption = "Drift: tokens, limit and variety of the rounds' samples; label mass and P(Yes) of the evaluated ones"
     return Table(caption, head, groups, folded=True)
 

@@ -7,7 +7,7 @@ from typing import Any
 from selfjudge.report.accuracy import figure_of
 from selfjudge.report.blocks import Block, Cell, Charts, Section, Table, Text, estimate, number, percent
 from selfjudge.report.curves import arms_legend, panel, series_of, y_ticks_of
-from selfjudge.report.loading import Arm, Round, Run
+from selfjudge.report.loading import Round, Run
 from selfjudge.report.observations import evaluated
 
 WHAT = (
@@ -53,8 +53,8 @@ def _charts(run: Run, kinds: list[str]) -> Charts:
 
 def _table(run: Run, kinds: list[str]) -> Table:
     head = ["", "Judge accuracy %", *(f"Against {kind} %" for kind in kinds), "Strict %", "Pairs", "Ties"]
-    groups = [(arm.name if len(run.arms) > 1 else "", [_row(item, kinds) for item in arm.rounds]) for arm in run.arms]
-    return Table("Judge accuracy with 95 % intervals; strict: ties and missing scores are lost", head, groups)
+    groups = [(run.label(arm), [_row(item, kinds) for item in arm.rounds]) for arm in run.arms]
+    return Table("Judge accuracy, 95 % intervals; strict: ties and missing scores are lost", head, groups, folded=True)
 
 
 def _row(item: Round, kinds: list[str]) -> list[Cell]:
@@ -65,27 +65,24 @@ def _row(item: Round, kinds: list[str]) -> list[Cell]:
 
 
 def _scoring(run: Run) -> list[Block]:
-    """What the judges that picked the pairs saw of the rounds' samples."""
-    if not any(item.steps["scored"].state == "done" for arm in run.arms for item in arm.rounds[1:]):
+    """What the judges that ask the model saw of the rounds' samples."""
+    asked = [arm for arm in run.arms if not arm.is_control]
+    done = [arm for arm in asked if any(item.steps["scored"].state == "done" for item in arm.rounds[1:])]
+    if asked and not done:
         return [Text("No figures of the judged samples: no round has finished judging.", "gap")]
-    head = ["", "Judge", "Label mass %", "Cut %", "Not scored %", "Responses"]
-    groups = [(arm.name if len(run.arms) > 1 else "", _scoring_rows(arm)) for arm in run.arms]
-    caption = "The samples of each round, as the judge that picks the pairs saw them"
-    controls = any(arm.is_control for arm in run.arms)
-    note = " The control judges ask no model, so they have no label mass." if controls else ""
-    return [Text(LABEL_MASS + note), Table(caption, head, groups)]
+    controls = [arm.name for arm in run.arms if arm.is_control]
+    note = f" Judges that ask no model ({', '.join(controls)}) have no label mass and are left out." if controls else ""
+    head = ["", "Label mass %", "Cut %", "Not scored %", "Responses"]
+    groups = [(run.label(arm), [_scoring_row(item) for item in arm.rounds[1:]]) for arm in done]
+    table = Table("The samples of each round, as the judge saw them", head, groups)
+    return [Text(LABEL_MASS + note), *([table] if done else [])]
 
 
-def _scoring_rows(arm: Arm) -> list[list[Cell]]:
-    return [_scoring_row(arm, item) for item in arm.rounds[1:]]
-
-
-def _scoring_row(arm: Arm, item: Round) -> list[Cell]:
+def _scoring_row(item: Round) -> list[Cell]:
     summary = item.steps["scored"].summary
-    shares = [share(summary, "truncated"), share(summary, "missing")]
     mass = Cell(percent(summary.get("mean_label_mass"), 2))
-    cells = [Cell(percent(value)) for value in shares]
-    return [Cell(item.label), Cell(str(arm.config.get("judge"))), mass, *cells, Cell(number(summary.get("responses")))]
+    shares = [Cell(percent(share(summary, name))) for name in ("truncated", "missing")]
+    return [Cell(item.label), mass, *shares, Cell(number(summary.get("responses")))]
 
 
 def share(summary: dict[str, Any], name: str) -> float | None:

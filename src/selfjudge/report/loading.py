@@ -82,6 +82,20 @@ class Run:
     arms: tuple[Arm, ...]
 
     @property
+    def first(self) -> Arm:
+        """Whose options stand for all but the judge."""
+        return self.arms[0]
+
+    @property
+    def several(self) -> bool:
+        """True when arms are compared."""
+        return len(self.arms) > 1
+
+    def label(self, arm: Arm) -> str:
+        """The arm's name where there are several, else nothing."""
+        return arm.name if self.several else ""
+
+    @property
     def rounds(self) -> int:
         """Of the arm that has most."""
         return max(len(arm.rounds) for arm in self.arms) - 1

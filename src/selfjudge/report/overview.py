@@ -19,19 +19,19 @@ JUDGES = {
 def section(run: Run) -> Section:
     """Unfinished rounds first, then the options."""
     stops = [(arm, line) for arm in run.arms for line in unfinished(arm)]
-    named = [f"{arm.name}: {line}" if len(run.arms) > 1 else line for arm, line in stops]
+    named = [f"{arm.name}: {line}" if run.several else line for arm, line in stops]
     blocks: list[Block] = []
     if named:
-        blocks.append(Text("Unfinished. " + "; ".join(named) + ". The same command goes on from there.", "alarm"))
-    blocks += [Facts(_facts(run)), Command(command(run.arms[0]))]
-    if len(run.arms) > 1:
+        blocks.append(Text("Unfinished: " + "; ".join(named) + ". The same command goes on from there.", "alarm"))
+    blocks += [Facts(_facts(run)), Command(command(run.first))]
+    if run.several:
         others = ", ".join(arm.name for arm in run.arms[1:])
-        blocks.append(Text(f"The command of the arm {run.arms[0].name}; {others}: {_differences(run)}."))
+        blocks.append(Text(f"The command of the arm {run.first.name}; {others}: {_differences(run)}."))
     return Section("ran", "What ran", blocks)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    config = run.arms[0].config
+    config = run.first.config
     facts = [
         ("Model", f"{config.get('model')} (backend {config.get('backend')}, {config.get('dtype')})"),
         ("Prompts", _prompts(config)),
@@ -43,7 +43,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("Loss", _loss(config)),
         ("Training", _training(config)),
         ("Seed", str(config.get("seed"))),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in run.arms[0].versions.items())),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in run.first.versions.items())),
         ("Files", f"{run.folder}, written {_dates(run)}"),
     ]
     return [(term, text) for term, text in facts if text]
@@ -56,7 +56,7 @@ def _prompts(config: dict[str, Any]) -> str:
 
 def _benchmark(config: dict[str, Any]) -> str:
     benchmark, samples = config.get("benchmark"), config.get("eval_samples")
-    source = benchmark or f"prompts held out of all rounds ({config.get('holdout', 0):.0%} of the file)"
+    source = benchmark or f"prompts held out of all rounds ({100 * config.get('holdout', 0):.0f} % of the file)"
     return f"{source}; 1 greedy and {samples} sampled answers per question"
 
 
@@ -64,7 +64,7 @@ def _rounds(run: Run) -> str:
     counts = {arm.name: sum(item.steps["evaluation"].state == "done" for item in arm.rounds[1:]) for arm in run.arms}
     texts = [f"{counts[arm.name]} of {len(arm.rounds) - 1}" for arm in run.arms]
     if len(set(texts)) == 1:
-        return f"{texts[0]} finished" + (" in every arm" if len(run.arms) > 1 else "")
+        return f"{texts[0]} finished" + (" in every arm" if run.several else "")
     return "; ".join(f"{arm.name}: {text} finished" for arm, text in zip(run.arms, texts, strict=True))
 
 

@@ -75,14 +75,14 @@ def sections(run: Run) -> list[Section]:
 
 def _title(run: Run) -> str:
     """The model's own name, without the folders that it lies in."""
-    return f"{Path(str(run.arms[0].config.get('model', run.folder))).name} as its own judge"
+    return f"{Path(str(run.first.config.get('model', run.folder))).name} as its own judge"
 
 
 def _subtitle(run: Run) -> str:
     arms = (
         f"{len(run.arms)} arms ({', '.join(arm.name for arm in run.arms)})"
-        if len(run.arms) > 1
-        else (f"judge {run.arms[0].name}")
+        if run.several
+        else (f"judge {run.first.name}")
     )
     rounds = f"{run.rounds} round" + ("" if run.rounds == 1 else "s")
-    return f"{rounds}, {arms}, loss {run.arms[0].config.get('loss')}, prompts {run.arms[0].config.get('prompts')}"
+    return f"{rounds}, {arms}, loss {run.first.config.get('loss')}, prompts {run.first.config.get('prompts')}"

@@ -32,8 +32,8 @@ from selfjudge.report.observations import (
 SHOWN_ROUNDS = 6
 WHAT = (
     "Log-odds of all samples, and the margin s(best) \u2212 s(worst) of every pair picked from them. A judge that "
-    "teaches itself is over-optimised after some rounds: the best responses become more and more often its rare errors. "
-    f"The sign that needs no label is a mean margin more than {MARGIN_ALARM:.0%} below that of round 1."
+    "teaches itself is over-optimised after some rounds: the best responses become more and more often its rare "
+    f"errors. The sign that needs no label is a mean margin more than {MARGIN_ALARM * 100:.0f} % below that of round 1."
 )
 NO_TRUTH = "Whether the best responses are truly right is not known: no prompt has a reference answer."
 
@@ -44,12 +44,12 @@ def section(run: Run, seen: Observations) -> Section:
         gap = Text("No scores yet: no round has finished judging its samples.", "gap")
         return Section("scores", "Scores", [gap])
     blocks: list[Block] = [*_alarms(run, seen), Text(WHAT), *_margins(run, seen), _table(run, seen)]
-    histograms = [_histograms(arm, seen, len(run.arms) > 1) for arm in run.arms]
+    histograms = [_histograms(arm, seen, run.several) for arm in run.arms]
     return Section("scores", "Scores", blocks + [block for group in histograms for block in group])
 
 
 def _alarms(run: Run, seen: Observations) -> list[Block]:
-    return [text for arm in run.arms for text in _alarm(arm, seen, len(run.arms) > 1)]
+    return [text for arm in run.arms for text in _alarm(arm, seen, run.several)]
 
 
 def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
@@ -64,9 +64,9 @@ def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
         return [Text(f"No alarm{label}: the mean margin went {course}.")]
     return [
         Text(
-            f"Alarm{label}: the mean margin fell by more than {MARGIN_ALARM:.0%} from round 1, {course} "
-            f"(\u2212{percent(change.fall)} %). A sign of over-optimisation: read the best responses in the table below, "
-            "and try fewer rounds, --agreement or --loss irepo.",
+            f"Alarm{label}: the mean margin fell by more than {MARGIN_ALARM * 100:.0f} % from round 1, {course} "
+            f"(\u2212{percent(change.fall)} %). A sign of over-optimisation: read the best responses in the table "
+            "below, and try fewer rounds, --agreement or --loss irepo.",
             "alarm",
         )
     ]
@@ -74,7 +74,7 @@ def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
 
 def _margins(run: Run, seen: Observations) -> list[Block]:
     margins = series_of(run, lambda arm, item: mean_with_interval(seen[arm.name, item.number].margins), first=1)
-    figures = [panel("Mean margin best \u2212 worst, nats", margins)]
+    figures = [panel("Mean margin, nats", margins)]
     gaps: list[Block] = []
     if any(one.best_right for one in seen.values()):
         right = series_of(run, lambda arm, item: mean_with_interval(seen[arm.name, item.number].best_right), "%", 1)
@@ -86,8 +86,8 @@ def _margins(run: Run, seen: Observations) -> list[Block]:
 
 def _table(run: Run, seen: Observations) -> Table:
     head = ["", "Prompts with a pair", "Mean margin, nats", "Best truly right %", "Mean log-odds", "No pair because"]
-    groups = [(arm.name if len(run.arms) > 1 else "", _rows(arm, seen)) for arm in run.arms]
-    return Table("Pairs picked in each round, with 95 % intervals", head, groups)
+    groups = [(run.label(arm), _rows(arm, seen)) for arm in run.arms]
+    return Table("Pairs picked in each round, with 95 % intervals", head, groups, prose=True)
 
 
 def _rows(arm: Arm, seen: Observations) -> list[list[Cell]]:
@@ -120,18 +120,21 @@ def _histograms(arm: Arm, seen: Observations, named: bool) -> list[Block]:
     if not shown:
         return []
     some = {number: observed[number] for number in shown}
-    prefix = f"{arm.name}: " if named else ""
     left_out = len(shown) < sum(bool(one.log_odds) for one in observed.values())
     note = "Of many rounds, the first, the last and some between." if left_out else ""
     kinds = [kind for kind in ("right", "wrong", "unknown") if any(getattr(one, kind) for one in some.values())]
     values = {number: [getattr(one, kind) for kind in kinds] for number, one in some.items()}
-    title = f"{prefix}log-odds of the samples, nats"
+    title = _title(named, arm, "Log-odds of the samples, nats")
     blocks: list[Block] = [Charts(_row(values, kinds), _legend(kinds), title, note, folded=arm.is_control)]
     margins = {number: [one.margins] for number, one in some.items() if one.margins}
     if margins:
-        title = f"{prefix}margin best \u2212 worst of the pairs, nats"
+        title = _title(named, arm, "Margin best \u2212 worst of the pairs, nats")
         blocks.append(Charts(_row(margins, ["pairs"]), (), title, note, folded=arm.is_control))
     return blocks
+
+
+def _title(named: bool, arm: Arm, text: str) -> str:
+    return f"{arm.name}: {text[0].lower()}{text[1:]}" if named else text
 
 
 def _spread(numbers: Sequence[int]) -> list[int]:

@@ -14,8 +14,8 @@ MOST_POINTS = 240
 """Per curve and arm; longer logs are averaged in equal stretches of steps."""
 WHAT = (
     "The rounds stand one after the other, parted by lines. D = [log \u03c0(best) \u2212 log ref(best)] \u2212 "
-    "[log \u03c0(worst) \u2212 log ref(worst)] in nats; its two brackets are the changes of best and worst. When both fall, "
-    "probability leaves both responses for others."
+    "[log \u03c0(worst) \u2212 log ref(worst)] in nats; its two brackets are the changes of best and worst. When both "
+    "fall, probability leaves both responses for others."
 )
 
 
@@ -47,7 +47,7 @@ def section(run: Run) -> Section:
         return Section("training", "Training", [Text("No training log yet: no round has begun to train.", "gap")])
     blocks: list[Block] = [Text(WHAT)]
     for arm in run.arms:
-        blocks.append(Charts(_figures(logs[arm.name]), _legend(), arm.name if len(run.arms) > 1 else ""))
+        blocks.append(Charts(_figures(logs[arm.name]), _legend(), run.label(arm)))
     if not any(row["kind"] == "validation" for log in logs.values() for _, rows in log for row in rows):
         blocks.append(Text("No validation figures: no prompts were kept out of training (--validation).", "gap"))
     return Section("training", "Training", [*blocks, _table(run)])
@@ -113,15 +113,15 @@ def _point(curve: Curve, item: Round, x: float, step: int, value: float) -> Poin
 
 def _legend() -> list[LegendEntry]:
     return [
-        LegendEntry(legend_key(0, marks=False), "training, or best"),
-        LegendEntry(legend_key(1, marks=False), "worst"),
+        LegendEntry(legend_key(0, marks=False), "training; change of best"),
+        LegendEntry(legend_key(1, marks=False), "change of worst"),
         LegendEntry(legend_key(1, line=False), "validation"),
     ]
 
 
 def _table(run: Run) -> Table:
     head = ["", "Steps", "First loss", "Last loss", "D", "Best", "Worst", "Validation loss", "Validation pairs %"]
-    groups = [(arm.name if len(run.arms) > 1 else "", _rows(arm)) for arm in run.arms]
+    groups = [(run.label(arm), _rows(arm)) for arm in run.arms]
     return Table("The last figures of each round's training", head, groups, folded=True)
 
 
