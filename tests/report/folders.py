@@ -10,14 +10,12 @@ MARGINS = {1: 8.0, 2: 6.0}
 """Best minus worst: a fall of 25 %."""
 
 
-def write_run(folder, rounds=2, truth=True, judge="yes-no", categories=QUESTIONS, texts=None, **options):
+def write_run(folder, rounds=2, truth=True, judge="yes-no", texts=None, **options):
     """A finished run: in round r the first r + 1 of 4 questions are answered right by all samples."""
     config = AlignConfig(model="lab", prompts="mine.jsonl", out=str(folder), rounds=rounds, judge=judge, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / "run.json", {"config": config.model_dump(), "versions": {"selfjudge": "0.1.0"}})
-    write_step(
-        folder / "start" / "evaluation.jsonl", evaluation_rows(1, truth, categories), evaluation_summary(1, truth)
-    )
+    write_step(folder / "start" / "evaluation.jsonl", evaluation_rows(1, truth), evaluation_summary(1, truth))
     for number in range(1, rounds + 1):
         write_round(folder / f"round-{number}", number, truth, texts or {})
     return folder
@@ -41,7 +39,7 @@ def write_round(folder, number, truth, texts):
     write_step(folder / "scored.jsonl", scored, judged | {"mean_label_mass": 0.9375, "mean_margin": 7.0})
     write_step(folder / "selected.jsonl", selected, picked | {"dropped": {"fewer than 2 finished responses": 1}})
     write_step(folder / "training.jsonl", training_rows(), training_summary())
-    rows, summary = evaluation_rows(number + 1, truth, QUESTIONS), evaluation_summary(number + 1, truth)
+    rows, summary = evaluation_rows(number + 1, truth), evaluation_summary(number + 1, truth)
     write_step(folder / "evaluation.jsonl", rows, summary)
 
 
@@ -51,10 +49,8 @@ def scored_row(index, key, number, truth, texts):
     answers = [texts.get(key, f"good {key}"), texts.get(key, f"good {key}"), f"bad {key}"]
     responses = [{"text": text, "token_ids": [5, 6]} for text in answers]
     row = {"id": key, "category": QUESTIONS[key], "messages": [{"role": "user", "content": f"Question {key}?"}]}
-    row["responses"] = [
-        *responses[: 2 if index == 3 else 3],
-        {"text": f"cut {key}", "token_ids": [7], "finished": False},
-    ]
+    cut = {"text": f"cut {key}", "token_ids": [7], "finished": False}
+    row["responses"] = [*responses[: 2 if index == 3 else 3], cut]
     scores = [{"log_odds": half, "label_mass": 0.9}] * 2 + [{"log_odds": -half, "label_mass": 0.9}]
     unscored = {"log_odds": None, "label_mass": None, "reason": "prompt too long"}
     row["scores"] = [*scores[: 2 if index == 3 else 3], unscored]
@@ -80,10 +76,10 @@ def training_summary():
     return figures | changes | {"validation_loss": 0.6875, "validation_accuracy": 0.75}
 
 
-def evaluation_rows(right, truth, categories):
+def evaluation_rows(right, truth):
     """The first `right` questions have both samples right."""
     rows = []
-    for index, (key, category) in enumerate(categories.items()):
+    for index, (key, category) in enumerate(QUESTIONS.items()):
         verdict = {"right": index < right} if truth else {}
         answer = {"text": "an answer", "tokens": 2, "finished": True} | verdict
         samples = [answer | {"log_odds": 1.5, "label_mass": 0.99}] * 2

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from folders import QUESTIONS, evaluation_rows, scored_row, unfinish, write_run, write_step
+from folders import evaluation_rows, scored_row, unfinish, write_run, write_step
 
 from selfjudge.cli import main
 from selfjudge.config import ReportConfig
@@ -17,11 +17,15 @@ from selfjudge.report.overview import command
 from selfjudge.report.prompts import embedded, prompt_table
 from selfjudge.steps import report
 
+HYPHENS = str.maketrans("\u2013\u2212", "--")
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 
 
 class Page(HTMLParser):
-    """Text by section, table cells by row header, and a check that every element is closed."""
+    """Text by section, table cells by row header, and a check that every element is closed.
+
+    Dashes and minus signs of the page are read as hyphens.
+    """
 
     def __init__(self, path):
         super().__init__()
@@ -43,7 +47,7 @@ class Page(HTMLParser):
         if tag in ("td", "th") and self.rows:
             self.rows[-1][1].append("")
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, _, attrs):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
@@ -52,6 +56,7 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if "script" in self.open or "style" in self.open:
             return
+        data = data.translate(HYPHENS)
         self.sections[self.section] += data
         if self.open and {"td", "th"} & set(self.open):
             self.rows[-1][1][-1] += data
@@ -75,8 +80,8 @@ def page(tmp_path_factory):
 
 
 def test_accuracy_is_that_of_the_files(page):
-    assert page.row("accuracy", "start") == ["25.0 12.5 – 37.5", "18.8 12.5 – 37.5", "25.0 12.5 – 37.5", "4"]
-    assert page.row("accuracy", "round 2") == ["75.0 62.5 – 87.5", "68.8 62.5 – 87.5", "75.0 62.5 – 87.5", "4"]
+    assert page.row("accuracy", "start") == ["25.0 12.5 - 37.5", "18.8 12.5 - 37.5", "25.0 12.5 - 37.5", "4"]
+    assert page.row("accuracy", "round 2") == ["75.0 62.5 - 87.5", "68.8 62.5 - 87.5", "75.0 62.5 - 87.5", "4"]
     assert "Sampled accuracy 25.0 % → 75.0 % after round 2; paired change +50.0 points" in page.sections["accuracy"]
     assert "Sampled accuracy is the headline" in page.sections["accuracy"]
 
@@ -87,29 +92,29 @@ def test_accuracy_by_category(page):
 
 
 def test_judge_figures_are_those_of_the_files(page):
-    assert page.row("judge", "round 1") == ["87.5 80.0 – 90.0", "83.8 80.0 – 90.0", "85.0", "8", "1"]
+    assert page.row("judge", "round 1") == ["87.5 80.0 - 90.0", "83.8 80.0 - 90.0", "85.0", "8", "1"]
     assert page.row("judge", "round 1", place=1) == ["93.75", "25.0", "8.3", "12"]
     assert "Against: typo" in page.sections["judge"]
 
 
 def test_pairs_and_margins_come_from_the_rows(page):
     count, margin, right, _, dropped = page.row("scores", "round 2")
-    assert (count, margin.split()[0], right.split()[0]) == ("3", "6", "66.7")
+    assert (count, margin.split()[0], right.split()[0]) == ("3", "6.00", "66.7")
     assert dropped == "fewer than 2 finished responses: 1"
 
 
 def test_a_fallen_margin_is_an_alarm(page):
     """8 -> 6 nats is a fall of 25 %."""
     assert (
-        "Alarm: the mean margin fell by more than 10 % from round 1, 8 → 6 nats in round 2 (−25.0 %)"
+        "Alarm: the mean margin fell by more than 10 % from round 1, 8.00 → 6.00 nats in round 2 (-25.0 %)"
         in (page.sections["scores"])
     )
 
 
 def test_drift_and_training_figures(page):
-    assert page.row("drift", "round 1") == ["2.50", "2.25", "3.25", "2", "8.3", "75.0", "99.00", "81.2"]
-    assert page.row("drift", "start") == ["—", "—", "—", "2", "—", "—", "99.00", "81.2"]
-    assert page.row("training", "round 1") == ["3", "0.69", "0.67", "0.25", "0.12", "−0.12", "0.69", "75.0"]
+    assert page.row("drift", "round 1") == ["2.50", "2.25", "3.25", "2.00", "8.3", "75.0", "99.00", "81.2"]
+    assert page.row("drift", "start") == ["—", "—", "—", "2.00", "—", "—", "99.00", "81.2"]
+    assert page.row("training", "round 1") == ["3", "0.690", "0.670", "0.250", "0.125", "-0.125", "0.688", "75.0"]
 
 
 def test_options_and_versions(page):
@@ -211,7 +216,7 @@ def test_an_unfinished_round_is_flagged_and_left_out(tmp_path):
     assert page.row("accuracy", "round 2") == ["—"] * 4
     assert page.row("training", "round 2") == ["—"] * 8
     assert "after round 1" in page.sections["accuracy"]
-    assert "step 3: 0.67" in page.source
+    assert "step 3: 0.670" in page.source
 
 
 def test_unfinished_judging_shows_the_samples_without_scores(tmp_path):
@@ -242,7 +247,7 @@ def test_a_run_that_has_only_begun(tmp_path):
 def test_one_category_and_partial_references(tmp_path):
     folder = write_run(tmp_path / "run", rounds=1)
     path = folder / "start" / "evaluation.jsonl"
-    rows = [row | {"reference": None} for row in evaluation_rows(1, True, QUESTIONS)][:2]
+    rows = [row | {"reference": None} for row in evaluation_rows(1, True)][:2]
     path.unlink()
     path.with_suffix(".meta.json").unlink()
     share = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 1}

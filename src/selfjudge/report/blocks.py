@@ -112,7 +112,7 @@ def number(value: float | None) -> str:
         return MISSING
     if isinstance(value, int):
         return _minus(f"{value:,}".replace(",", "\u202f"))
-    if value == 0 or not 0.001 <= abs(value) < 1e5:
+    if not 0.001 <= abs(value) < 1e5:
         return _minus(f"{value:.3g}")
     return _minus(f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}")
 
