@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from selfjudge import config as configs
-from selfjudge.checks import build_checked
 from selfjudge.config import Options, flag
 from selfjudge.console import Console, table
 from selfjudge.errors import ConfigError, SelfjudgeError
@@ -130,6 +129,8 @@ def _run(arguments: list[str]) -> int:
 
 def _configure(kind: type[Options], known: argparse.Namespace, unknown: list[str]) -> Options:
     """Flags over YAML over defaults; all problems at once."""
+    from selfjudge.checks import build_checked
+
     flags = {name: value for name, value in vars(known).items() if name in kind.model_fields}
     strays = {word[2:].split("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
     values = {**_read_yaml(known.config), **flags, **strays}

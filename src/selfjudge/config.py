@@ -28,7 +28,7 @@ def option(default: Any, text: str, *, changes_result: bool = True, **constraint
 class Options(BaseModel):
     """Base of all option groups: frozen, and unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide what a step computes; the others (paths, memory, speed) may change on a resume."""
