@@ -75,14 +75,12 @@ def sections(run: Run) -> list[Section]:
 
 def _title(run: Run) -> str:
     """The model's own name, without the folders that it lies in."""
-    return f"{Path(str(run.first.config.get('model', run.folder))).name} as its own judge"
+    model = Path(str(run.first.config.get("model", run.folder))).name
+    return f"{model} judged by {run.first.config.get('judge')}" if run.first.is_control else f"{model} as its own judge"
 
 
 def _subtitle(run: Run) -> str:
-    arms = (
-        f"{len(run.arms)} arms ({', '.join(arm.name for arm in run.arms)})"
-        if run.several
-        else (f"judge {run.first.name}")
-    )
+    names = ", ".join(arm.name for arm in run.arms)
+    arms = f"{len(run.arms)} arms ({names})" if run.several else f"judge {names}"
     rounds = f"{run.rounds} round" + ("" if run.rounds == 1 else "s")
     return f"{rounds}, {arms}, loss {run.first.config.get('loss')}, prompts {run.first.config.get('prompts')}"

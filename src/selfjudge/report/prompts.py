@@ -6,7 +6,7 @@
 A row is [arm, round, id, category, prompt, reference, pair, responses], a response [text, log-odds, label mass,
 finished, right, count, picked, remark]: `right` is 1, 0 or null, `picked` 1 for the best and -1 for the worst.
 Identical responses are one entry with their count. Of large runs only some prompts are kept, chosen by a hash of their
-id, so that a prompt that is shown is shown in every round and arm that has it.
+id, so that rounds and arms over the same prompts show the same ones.
 """
 
 from __future__ import annotations
