@@ -11,12 +11,12 @@ id, so that rounds and arms over the same prompts show the same ones.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import json
 from collections import Counter
 from typing import Any
 
+from selfjudge.readers import hash_share
 from selfjudge.report.loading import Round, Run, StepFile
 from selfjudge.report.observations import is_right
 from selfjudge.store import Row
@@ -43,19 +43,15 @@ def prompt_table(run: Run, most: int = PROMPTS_SHOWN, characters: int = TEXT_SHO
 def _chosen(item: Round, most: int) -> tuple[list[Row], int]:
     """The rows with the smallest hashes, in that order, and the number of all rows."""
     seen = 0
-    smallest: list[tuple[int, int, Row]] = []
+    smallest: list[tuple[float, int, Row]] = []
     for row in _best_source(item).rows():
         seen += 1
-        entry = (-_hash(row["id"]), -seen, row)
+        entry = (-hash_share(row["id"]), -seen, row)
         if len(smallest) < most:
             heapq.heappush(smallest, entry)
         else:
             heapq.heappushpop(smallest, entry)
     return [row for *_, row in sorted(smallest, reverse=True)], seen
-
-
-def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
 def _best_source(item: Round) -> StepFile:
