@@ -2,7 +2,7 @@
 
     python -m selfjudge.lab.build --out runs/lab [--weak] [--seed 0]
 
-Takes about eight minutes on one thread of a CPU. The same seed draws the same rows; the weights then agree with the
+Takes about nine minutes on one thread of a CPU, five with `--weak`. The same seed draws the same rows; the weights then agree with the
 shipped ones up to the rounding of another machine or library, and so do the figures in `claims.json`.
 """
 
