@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 from selfjudge.config import (
     AlignConfig,
     Config,
+    DemoConfig,
+    DrawOptions,
     EvaluateConfig,
     JudgeConfig,
     JudgeOptions,
@@ -18,7 +21,6 @@ from selfjudge.config import (
     Options,
     ReportConfig,
     SampleConfig,
-    SampleOptions,
     SelectConfig,
     TrainConfig,
     TrainOptions,
@@ -86,8 +88,15 @@ def _message_of(check: Any) -> Iterator[str]:
 
 
 def _sampling(config: Any) -> Iterator[str]:
-    if config.temperature == 0 and config.num_responses > 1:
-        yield f"--temperature 0 gives {config.num_responses} times the same response; raise it or use --num-responses 1"
+    if config.temperature > 0:
+        return
+    for name in ("num_responses", "eval_samples"):
+        number = getattr(config, name, 1)
+        if number > 1:
+            yield f"--temperature 0 gives {number} times the same response; raise it or use {flag(name)} 1"
+    for name in ("top_p", "top_k", "min_p"):
+        if name in config.model_fields_set:
+            yield f"{flag(name)} has no effect with --temperature 0; leave it out or raise the temperature"
 
 
 def _pairs_need_two(config: AlignConfig) -> Iterator[str]:
@@ -102,6 +111,32 @@ def _training(config: Any) -> Iterator[str]:
         yield "--dtype float16 cannot be trained in; use bfloat16 or float32"
     if config.backend == "fake":
         yield "--backend fake has no weights to train"
+    if config.lora_rank == 0 and "lora_alpha" in config.model_fields_set:
+        yield "--lora-alpha has no effect with --lora-rank 0; leave it out or raise the rank"
+    if config.micro_batch and config.batch_size % config.micro_batch:
+        yield f"--micro-batch {config.micro_batch} does not divide --batch-size {config.batch_size}"
+    yield from _adapter(config)
+
+
+def _adapter(config: Any) -> Iterator[str]:
+    """Training goes on with an adapter as it is; another rank or scale would be accepted and ignored."""
+    file = Path(config.model) / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # the model's own check names it
+    for name, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
+        if key in found and found[key] != getattr(config, name):
+            yield f"{flag(name)} {getattr(config, name)}: the adapter in {config.model} has {found[key]}; give that"
+
+
+def _held_out(config: AlignConfig) -> Iterator[str]:
+    if config.benchmark is not None and "holdout" in config.model_fields_set:
+        yield "--holdout has no effect with --benchmark; leave one of them out"
+    if config.benchmark is None and config.holdout == 0:
+        yield "--holdout 0 leaves nothing to evaluate on; give a share above 0, or a --benchmark"
 
 
 def _input_files(config: Any) -> Iterator[str]:
@@ -121,10 +156,17 @@ def _no_pipe(config: AlignConfig) -> Iterator[str]:
 
 def _output(config: Any) -> Iterator[str]:
     if config.out is not None and config.out != "-":
-        path = Path(config.out)
+        path, folder = Path(config.out), isinstance(config, (TrainOptions, DemoConfig))
         parent = next((p for p in path.parents if p.exists()), Path())
         if not parent.is_dir():
             yield f"--out {config.out}: {parent} is not a folder"
+        elif folder:
+            if path.exists() and not path.is_dir():
+                yield f"--out {config.out}: is a file; give a folder"
+        elif path.is_dir():
+            yield f"--out {config.out}: is a folder; give a file"
+        elif not isinstance(config, ReportConfig) and path.suffix != ".jsonl":
+            yield f"--out {config.out}: the name must end in .jsonl (or be - for standard output)"
 
 
 def _run_folder(config: ReportConfig) -> Iterator[str]:
@@ -149,17 +191,20 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (JudgeConfig, "questions", "judge", ("yes-no",)),
     (JudgeConfig, "in_place", "judge", ("yes-no",)),
     (JudgeConfig, "seed", "judge", ("random",)),
+    *[(JudgeConfig, name, "judge", ("yes-no",)) for name in ModelOptions.model_fields],
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((Options,), _ignored),
     ((ModelOptions,), _model),
     ((JudgeOptions, EvaluateConfig), _questions),
-    ((SampleOptions,), _sampling),
+    ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),
+    ((AlignConfig,), _held_out),
     ((TrainOptions,), _training),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, ReportConfig), _output),
+    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
+    ((ReportConfig, DemoConfig), _output),
     ((ReportConfig,), _run_folder),
 ]

@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 bad input (one line says what to do), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -16,7 +17,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from selfjudge import config as configs
-from selfjudge.checks import build_checked
 from selfjudge.config import Options, flag
 from selfjudge.console import Console, table
 from selfjudge.errors import ConfigError, SelfjudgeError
@@ -102,6 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted; the same command goes on from here", code=130)
     except OSError as error:
         return _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        return _fail(f"out of GPU memory ({str(error).split('.')[0]}); {_LESS_MEMORY}")
+
+
+_LESS_MEMORY = "lower --token-budget, --sample-batch or --micro-batch; the same command goes on from here"
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -112,6 +119,7 @@ def _fail(message: str, code: int = 2) -> int:
 
 def _run(arguments: list[str]) -> int:
     parser = _parser()
+    _check_command(arguments)
     known, unknown = parser.parse_known_args(arguments)
     if known.command is None:
         parser.print_help()
@@ -128,8 +136,18 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _check_command(arguments: list[str]) -> None:
+    word = arguments[0] if arguments else ""
+    if word and not word.startswith("-") and word not in COMMANDS:
+        close = difflib.get_close_matches(word, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"unknown command {word!r}; there are {', '.join(COMMANDS)}{hint}")
+
+
 def _configure(kind: type[Options], known: argparse.Namespace, unknown: list[str]) -> Options:
     """Flags over YAML over defaults; all problems at once."""
+    from selfjudge.checks import build_checked
+
     flags = {name: value for name, value in vars(known).items() if name in kind.model_fields}
     strays = {word[2:].split("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
     values = {**_read_yaml(known.config), **flags, **strays}
@@ -147,7 +165,9 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"--config {path}: should be a mapping of option names to values")

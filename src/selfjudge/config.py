@@ -28,7 +28,7 @@ def option(default: Any, text: str, *, changes_result: bool = True, **constraint
 class Options(BaseModel):
     """Base of all option groups: frozen, and unknown names are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide what a step computes; the others (paths, memory, speed) may change on a resume."""
@@ -57,10 +57,9 @@ class ModelOptions(Options):
     )
 
 
-class SampleOptions(Options):
+class DrawOptions(Options):
     """How responses are drawn."""
 
-    num_responses: int = option(4, "responses per prompt", ge=1)
     temperature: float = option(0.7, "0 is greedy", ge=0)
     top_p: float = option(1.0, "keep the most probable tokens up to this total; 1: all", gt=0, le=1)
     top_k: int = option(0, "keep this many tokens; 0: all", ge=0)
@@ -70,6 +69,12 @@ class SampleOptions(Options):
     sample_batch: int = option(
         0, "sequences sampled at a time; 0: what fits the memory set aside", changes_result=False, ge=0
     )
+
+
+class SampleOptions(DrawOptions):
+    """How many responses are drawn, and how."""
+
+    num_responses: int = option(4, "responses per prompt", ge=1)
 
 
 class JudgeOptions(Options):
@@ -165,7 +170,7 @@ class TrainConfig(ModelOptions, TrainOptions):
     seed: int = option(0, "seed of the order of the data and of the adapter", ge=0)
 
 
-class EvaluateConfig(ModelOptions, SampleOptions, EvaluateOptions):
+class EvaluateConfig(ModelOptions, DrawOptions, EvaluateOptions):
     """Measure a model: its answers where the right one is known, and its judge."""
 
     benchmark: str = option(..., "lab, lab-dev, or a file of rows with right and wrong responses or reference answers")  # pyright: ignore
@@ -204,6 +209,9 @@ class DemoConfig(Options):
     out: str = option("demo", "folder of the run")
 
 
+GENERAL = ("config", "quiet", "json")
+"""Flags that every command has beside the fields of its class."""
+
 Config = TypeVar("Config", bound=Options)
 
 
@@ -222,7 +230,13 @@ def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
 
 def unknown_names(kind: type[Options], names: Mapping[str, Any]) -> list[str]:
     """A line for each name that is no field of `kind`, with the nearest one."""
-    return [f"unknown option {flag(name)}{_nearest(name, kind)}" for name in names if name not in kind.model_fields]
+    return [
+        f"{flag(name)} belongs on the command line, not in the file"
+        if name in GENERAL
+        else f"unknown option {flag(name)}{_nearest(name, kind)}"
+        for name in names
+        if name not in kind.model_fields
+    ]
 
 
 def flag(name: str) -> str:
@@ -231,7 +245,7 @@ def flag(name: str) -> str:
 
 
 def _nearest(name: str, kind: type[Options]) -> str:
-    close = difflib.get_close_matches(name, kind.model_fields, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, [*kind.model_fields, *GENERAL], n=1, cutoff=0.6)
     return f"; the nearest is {flag(close[0])}" if close else f"; see selfjudge {command_name(kind)} --help"
 
 
@@ -244,7 +258,9 @@ def _describe(kind: type[Options], entry: Any) -> str:
     name = str(entry["loc"][0])
     if entry["type"] == "missing":
         return f"{flag(name)} is needed: {kind.model_fields[name].description}"
-    message = entry["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = entry["msg"].removeprefix("Input should be ")
+    if entry["type"] == "string_pattern_mismatch":
+        message = str(kind.model_fields[name].description)
     line = f"{flag(name)} {entry['input']!r}: should be {message}"
     if entry["type"] == "literal_error":
         allowed = [word.strip("'") for word in entry["ctx"]["expected"].replace(" or ", ", ").split(", ")]

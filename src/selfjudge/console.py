@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
 
 @dataclass(frozen=True)
 class Console:
@@ -19,12 +17,16 @@ class Console:
 
     def say(self, text: str) -> None:
         """A remark, on stderr."""
+        from tqdm import tqdm
+
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0, unit: str = "row") -> Generator[Any]:
         """A progress bar; `done` units come from an earlier run and do not count into the rate."""
+        from tqdm import tqdm
+
         interval = 0.2 if sys.stderr.isatty() else 15.0
         bar = tqdm(
             desc=label, total=total, initial=done, unit=unit, disable=self.quiet, file=sys.stderr, mininterval=interval

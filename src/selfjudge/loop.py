@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from selfjudge.config import AlignConfig, EvaluateConfig, JudgeConfig, Options, SampleConfig, SelectConfig, TrainConfig
 from selfjudge.console import Console
-from selfjudge.errors import DataError
+from selfjudge.errors import DataError, StepError
 from selfjudge.inputs import entry, read_prompts
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, evaluate, judge, report, sample, select, train, versions
@@ -29,6 +29,7 @@ from selfjudge.steps.train import hash_share
 from selfjudge.store import StepMeta, open_output, write_json_atomic
 
 Step = TypeVar("Step", bound=Options)
+RUN_FILE = "run.json"
 PREFERRED_FIGURES = ("greedy", "sampled", "judge_accuracy", "self_log_odds")
 
 
@@ -37,7 +38,8 @@ def run(config: AlignConfig, console: Console) -> Summary:
     out = Path(config.out)
     prompts, held_out = _prompts(config)
     out.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(out / "run.json", {"config": config.model_dump(), "versions": versions()})
+    if not (out / RUN_FILE).exists():
+        _record(config, out)
     found: Summary = {}
     with OpenModel() as model:
         found["start"] = _evaluate(config, config.model, out / "start", held_out, console, model)
@@ -47,13 +49,20 @@ def run(config: AlignConfig, console: Console) -> Summary:
             _round(config, current, _stretch(prompts, number, config.prompts_per_round), folder, console, model)
             current = str(folder / "model")
             found[folder.name] = _evaluate(config, current, folder, held_out, console, model)
+    _record(config, out)  # every step agreed with these options; an option that was refused is not recorded
     written = report.run(report.ReportConfig(run=str(out)), console)
     return {name: _headline(figures) for name, figures in found.items()} | {"model": current, **written}
+
+
+def _record(config: AlignConfig, out: Path) -> None:
+    write_json_atomic(out / RUN_FILE, {"config": config.model_dump(), "versions": versions()})
 
 
 def _prompts(config: AlignConfig) -> tuple[list[Example], list[Example] | None]:
     """Prompts of the rounds, and those held out to evaluate on where there is no benchmark."""
     prompts = read_prompts(config.prompts)
+    if config.judge == "oracle":
+        judge.check_references(prompts, config.prompts)
     if config.benchmark is not None:
         return prompts, None
     held_out = [prompt for prompt in prompts if hash_share(prompt.id) < config.holdout]
@@ -84,10 +93,16 @@ def _round(
     common = {"model": current, "seed": seed}
     sample.run(_derive(SampleConfig, config, **common, prompts=files["prompts"], out=files["samples"]), console, model)
     judge.run(_derive(JudgeConfig, config, **common, input=files["samples"], out=files["scored"]), console, model)
-    select.run(_derive(SelectConfig, config, input=files["scored"], out=files["selected"]), console)
+    selection = select.run(_derive(SelectConfig, config, input=files["scored"], out=files["selected"]), console)
+    if not selection["prompts"]:
+        raise StepError(f"{folder}: no prompt gives a pair to train on; {_reasons(selection['dropped'])}")
     if not (folder / "model").is_dir():
         model.close()
     train.run(_derive(TrainConfig, config, **common, input=files["selected"], out=str(folder)), console)
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
 
 
 def _write_prompts(prompts: list[Example], path: str, source: str) -> None:

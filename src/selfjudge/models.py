@@ -7,14 +7,15 @@ Weights come from safetensors only; code from a model repository runs only where
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,10 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from selfjudge.errors import ModelError
-from selfjudge.model_names import resolve_model
+from selfjudge.errors import ConfigError, ModelError
+from selfjudge.model_names import adapter_base, has_tokenizer, resolve_model
 
-ADAPTER_FILE = "adapter_config.json"
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
+"""What transformers, tokenizers and safetensors raise for files that are damaged or do not belong together."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,8 +49,12 @@ class ModelSource:
         return resolve_model(self.name)
 
     def torch_device(self) -> torch.device:
+        """`auto` is the first GPU where there is one. Raises ConfigError for a GPU that is not there."""
         if self.device != "auto":
-            return torch.device(self.device)
+            device, found = torch.device(self.device), torch.cuda.device_count()
+            if device.type == "cuda" and (device.index or 0) >= found:
+                raise ConfigError(f"--device {self.device}: PyTorch finds {found} GPUs; use auto or cpu")
+            return device
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def torch_dtype(self) -> torch.dtype:
@@ -73,23 +79,21 @@ def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrained
     adapter = adapter_base(path)
     model: Any = _load_causal_lm(adapter or path, source)
     if adapter:
-        model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
+        model = _with_adapter(model, path, trainable)
     _fix_generation_config(model.get_base_model() if adapter else model, tokenizer)
     return model.to(source.torch_device()).eval(), tokenizer
 
 
-def adapter_base(path: str) -> str | None:
-    """The model that an adapter folder belongs to, None for any other folder or hub name."""
-    config = Path(path) / ADAPTER_FILE
-    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
-
-
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer, which must have an end token."""
+    path = source.path
+    adapter = adapter_base(path)
+    if adapter and not has_tokenizer(Path(path)):
+        path = adapter
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=source.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"model {source.name}: no usable tokenizer in {source.path} ({_first_line(error)})") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"model {source.name}: no usable tokenizer in {path} ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {source.name}: its tokenizer has no end token (set `eos_token` in its configuration)")
     return tokenizer
@@ -102,15 +106,32 @@ def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
             raise ModelError(
                 f"model {source.name}: {config.model_type} is an encoder-decoder; a causal model is needed"
             )
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=source.torch_dtype(),
             trust_remote_code=source.trust_remote_code,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, with their names
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise ModelError(f"model {source.name}: cannot load {path} ({_first_line(error)})") from error
+    model, report = loaded
+    absent = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
+    if absent:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"model {source.name}: {len(absent)} weights are missing or of another shape than config.json says, "
+            f"the first is {absent[0]}; the files do not belong together or are incomplete"
+        )
+    return model
+
+
+def _with_adapter(model: PreTrainedModel, path: str, trainable: bool) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(model, path, is_trainable=trainable)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"model {path}: cannot load the adapter ({_first_line(error)})") from error
 
 
 def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,4 +153,4 @@ def context_length(model: PreTrainedModel | PeftModel) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
+    return shorten(str(error).strip().split("\n", 1)[0] or type(error).__name__, 300, placeholder=" ...")

@@ -81,7 +81,9 @@ def read_table(source: Path) -> dict[str, Any]:
     """A TOML file as a table; raises ConfigError."""
     try:
         return tomllib.loads(source.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"questions file {source}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"questions file {source}: {error}") from error
 
 

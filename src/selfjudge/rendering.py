@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from selfjudge.errors import ModelError
@@ -48,9 +48,12 @@ class Renderer:
                 tokenize=False,
                 enable_thinking=self.thinking if thinking is None else thinking,
             )
-        except TemplateError as error:
+        except TemplateSyntaxError as error:
+            raise ModelError(f"{self.name}: its chat template cannot be read ({error})") from error
+        except (TemplateError, TypeError) as error:
             roles = " ".join(message.role for message in messages)
-            raise ModelError(f"{self.name}: its chat template refuses the turns `{roles}` ({error})") from error
+            hint = "; move the system text into the user's turn" if "system" in roles else ""
+            raise ModelError(f"{self.name}: its chat template refuses the turns `{roles}` ({error}){hint}") from error
         return str(text)
 
     def encode(self, text: str) -> list[int]:

@@ -20,7 +20,7 @@ from selfjudge.backends import (
     SampleResult,
     Sampling,
 )
-from selfjudge.errors import DataError
+from selfjudge.errors import ConfigError, DataError
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
 from selfjudge.models import ModelSource, context_length, load_model
@@ -141,6 +141,11 @@ class HFBackend:
 
     def _check_lengths(self, prompts: Sequence[_Prompt], sampling: Sampling) -> None:
         room = self.max_length - sampling.max_new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
+                f"tokens of {self.name}; use less"
+            )
         long = [prompt for prompt in prompts if len(prompt.ids) > room]
         if long:
             raise DataError(

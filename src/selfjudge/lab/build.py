@@ -23,7 +23,7 @@ from selfjudge.lab.rows import draw_rows, fingerprint, train_tokenizer
 from selfjudge.lab.train import Recipe, pretrain, timed_report
 from selfjudge.lab.world import questions_of
 
-RECIPES = {"lab": Recipe(), "lab-weak": Recipe(steps=600)}
+RECIPES = {"lab": Recipe(steps=1200), "lab-weak": Recipe(steps=800, verifications=20)}
 FIRST_STEPS = 5
 """Steps whose rows `claims.json` holds the hash of."""
 

@@ -34,18 +34,19 @@ def run(
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own, console.progress("evaluate", len(rows), len(output.done_ids)) as bar:
+        with OpenModel() as own:
             opened = model or own
             backend, judge = opened.get(config), make_judge(config, opened)
-            for start in range(0, len(rows), EVALUATED_TOGETHER):
-                group = rows[start : start + EVALUATED_TOGETHER]
-                if all(example.id in output.done_ids for example in group):
-                    continue
-                found = _evaluate(group, config, backend, judge)
-                fresh = [row for row in found if row["id"] not in output.done_ids]
-                output.append(fresh)
-                written += fresh if output.path is None else []
-                bar.update(len(fresh))
+            with console.progress("evaluate", len(rows), len(output.done_ids)) as bar:
+                for start in range(0, len(rows), EVALUATED_TOGETHER):
+                    group = rows[start : start + EVALUATED_TOGETHER]
+                    if all(example.id in output.done_ids for example in group):
+                        continue
+                    found = _evaluate(group, config, backend, judge)
+                    fresh = [row for row in found if row["id"] not in output.done_ids]
+                    output.append(fresh)
+                    written += fresh if output.path is None else []
+                    bar.update(len(fresh))
         output.finish(summarise(all_rows(output, written)))
         return output.summary
 
@@ -55,9 +56,9 @@ def _entry(config: EvaluateConfig, rows: list[Example], given: list[Example] | N
 
 
 def _evaluate(examples: Sequence[Example], config: Any, backend: Backend, judge: Judge) -> list[Row]:
-    drawn = sampling(config)
+    drawn = sampling(config, config.eval_samples)
     greedy = _answers(backend, examples, replace(drawn, num_responses=1, temperature=0.0))
-    samples = _answers(backend, examples, replace(drawn, num_responses=config.eval_samples))
+    samples = _answers(backend, examples, drawn)
     own = judge([replace(e, responses=samples[e.id], gold=None) for e in examples])
     given = judge([example for example in examples if example.responses])
     given_scores = {example.id: example for example in given}

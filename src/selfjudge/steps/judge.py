@@ -8,6 +8,7 @@ from typing import Any
 
 from selfjudge.config import JudgeConfig
 from selfjudge.console import Console
+from selfjudge.errors import DataError
 from selfjudge.inputs import entry, read_scorable
 from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
 from selfjudge.measures import Measure, judge_figures, pair_differences
@@ -22,22 +23,36 @@ JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so tha
 def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -> Summary:
     """Judges every row that has no score yet; returns the summary of all rows."""
     examples = read_scorable(config.input, ("responses",), config.limit)
+    if config.judge == "oracle":
+        check_references(examples, config.input)
     with open_output(config.out, step_meta("judge", config, input=entry(config.input, examples))) as output:
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own, console.progress("judge", len(examples), len(output.done_ids), "row") as bar:
+        with OpenModel() as own:
             judge = make_judge(config, model or own, config.judge, config.seed)
-            for start in range(0, len(examples), JUDGED_TOGETHER):
-                group = examples[start : start + JUDGED_TOGETHER]
-                if all(example.id in output.done_ids for example in group):
-                    continue
-                rows = [scored.to_json() for scored in judge(group) if scored.id not in output.done_ids]
-                output.append(rows)
-                written += rows if output.path is None else []
-                bar.update(len(rows))
+            with console.progress("judge", len(examples), len(output.done_ids)) as bar:
+                for start in range(0, len(examples), JUDGED_TOGETHER):
+                    group = examples[start : start + JUDGED_TOGETHER]
+                    if all(example.id in output.done_ids for example in group):
+                        continue
+                    rows = [scored.to_json() for scored in judge(group) if scored.id not in output.done_ids]
+                    output.append(rows)
+                    written += rows if output.path is None else []
+                    bar.update(len(rows))
         output.finish(summarise(all_rows(output, written)))
         return output.summary
+
+
+def check_references(examples: Iterable[Example], source: str) -> None:
+    """The oracle judge compares with reference answers; raises DataError before anything is done without them."""
+    without = [example.id for example in examples if example.reference is None]
+    if without:
+        raise DataError.at(
+            source,
+            None,
+            f"{len(without)} rows have no `reference` answer for the oracle judge, the first is {without[0]}",
+        )
 
 
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:

@@ -22,22 +22,25 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own, console.progress("sample", len(examples), len(output.done_ids), "prompt") as bar:
+        with OpenModel() as own:
             backend = (model or own).get(config)
             by_id = {example.id: example for example in examples}
             requests = [SampleRequest(example.id, example.messages) for example in examples]
-            for results in backend.generate(requests, sampling(config), frozenset(output.done_ids)):
-                rows = [_row(by_id[r.key], r) for r in results if r.key not in output.done_ids]
-                output.append(rows)
-                written += rows if output.path is None else []
-                bar.update(len(rows))
+            drawn = backend.generate(requests, sampling(config, config.num_responses), frozenset(output.done_ids))
+            with console.progress("sample", len(examples), len(output.done_ids), "prompt") as bar:
+                for results in drawn:
+                    rows = [_row(by_id[r.key], r) for r in results if r.key not in output.done_ids]
+                    output.append(rows)
+                    written += rows if output.path is None else []
+                    bar.update(len(rows))
         output.finish(summarise(all_rows(output, written)))
         return output.summary
 
 
-def sampling(config: Any) -> Sampling:
-    """The draw's settings from a config with the sample options."""
-    return Sampling(**{name: getattr(config, name) for name in Sampling.__dataclass_fields__})
+def sampling(config: Any, num_responses: int) -> Sampling:
+    """The draw's settings from a config with the draw options."""
+    names = [name for name in Sampling.__dataclass_fields__ if name != "num_responses"]
+    return Sampling(num_responses=num_responses, **{name: getattr(config, name) for name in names})
 
 
 def _row(example: Example, result: SampleResult) -> Row:

@@ -23,7 +23,7 @@ from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.inputs import entry, read_scorable
 from selfjudge.losses import loss_options
-from selfjudge.models import ModelSource, load_model, load_tokenizer
+from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
@@ -40,6 +40,7 @@ def run(config: TrainConfig, console: Console) -> Summary:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
     examples = read_scorable(config.input, ("responses",))
+    _check_trainable(examples, config)
     out = Path(config.out)
     with open_output(out / "training.jsonl", step_meta("train", config, input=entry(config.input, examples))) as log:
         if log.finished:
@@ -50,12 +51,35 @@ def run(config: TrainConfig, console: Console) -> Summary:
         return summary
 
 
+def _check_trainable(examples: list[Example], config: TrainConfig) -> None:
+    """Every row has what the loss needs; looked at before a model is loaded."""
+    for example in examples:
+        if len(example.responses) < 2:
+            raise DataError.at(config.input, None, f"{example.id} has 1 response; a pair needs two")
+        if example.strengths:
+            continue
+        if example.gold is None:
+            raise DataError.at(
+                config.input,
+                None,
+                f"{example.id} has no strengths (`selfjudge select` adds them) and no chosen and rejected responses",
+            )
+        if config.loss in TARGET_LOSSES:
+            raise DataError.at(
+                config.input,
+                None,
+                f"{example.id} has no scores, which --loss {config.loss} needs; judge and select the pairs first, or "
+                "use dpo or azar",
+            )
+
+
 def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOutput, console: Console) -> Summary:
     set_seed(config.seed)
     source = ModelSource(config.model, config.device, _weight_dtype(config), config.trust_remote_code)
     model, tokenizer = load_model(source, trainable=True)
     renderer = Renderer(tokenizer, config.model, config.thinking)
-    preferences = [_preference(example, renderer, config) for example in examples]
+    rendered = [_preference(example, renderer, config) for example in examples]
+    preferences = _fitting(rendered, min(config.max_length or 1 << 30, context_length(model)), config, console)
     model = _trainable(model, config)
     policy = Policy(model, max(_longest(p) for p in preferences), _objective(config, source))
     with policy.forward:
@@ -65,7 +89,12 @@ def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOut
         train, validation = _split(preferences, config.validation)
         figures = _optimise(config, policy, train, validation, out, log, console)
     _save(model, config, source, out)
-    return {"prompts": len(train), "validation_prompts": len(validation), "reference": origin} | figures
+    counts = {
+        "prompts": len(train),
+        "validation_prompts": len(validation),
+        "too_long": len(rendered) - len(preferences),
+    }
+    return counts | {"reference": origin} | figures
 
 
 def _weight_dtype(config: TrainConfig) -> str:
@@ -84,7 +113,7 @@ def _objective(config: TrainConfig, source: ModelSource) -> Objective:
 
 
 def _preference(example: Example, renderer: Renderer, config: TrainConfig) -> Preference:
-    strengths = example.strengths or _gold_strengths(example, config.loss)
+    strengths = example.strengths or _gold_strengths(example)
     sampled = example.prompt_ids is not None and all(response.token_ids for response in example.responses)
     if sampled:
         prompt = example.prompt_ids or ()
@@ -101,17 +130,20 @@ def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _gold_strengths(example: Example, loss: str) -> tuple[float, ...]:
+def _gold_strengths(example: Example) -> tuple[float, ...]:
     """1 for right and 0 for wrong responses of a user's pairs, which have no scores."""
-    if example.gold is None:
-        raise DataError(
-            f"{example.id}: no strengths (written by `selfjudge select`) and no chosen and rejected responses"
-        )
-    if loss in TARGET_LOSSES:
-        raise DataError(
-            f"{example.id}: --loss {loss} needs scores; judge and select the pairs first, or use dpo or azar"
-        )
-    return tuple(float(index in example.gold) for index in range(len(example.responses)))
+    return tuple(float(index in (example.gold or ())) for index in range(len(example.responses)))
+
+
+def _fitting(preferences: list[Preference], room: int, config: TrainConfig, console: Console) -> list[Preference]:
+    """The prompts whose longest response fits; cutting it would train on something nobody wrote."""
+    kept = [preference for preference in preferences if _longest(preference) <= room]
+    dropped = len(preferences) - len(kept)
+    if not kept:
+        raise DataError.at(config.input, None, f"every prompt with its responses exceeds {room} tokens")
+    if dropped:
+        console.say(f"train: {dropped} of {len(preferences)} prompts left out, longer than {room} tokens")
+    return kept
 
 
 def _longest(preference: Preference) -> int:
@@ -212,16 +244,14 @@ def _optimise(
 
 def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) -> TrainingArguments:
     on_cpu = policy.model.device.type == "cpu"
-    micro = min(config.batch_size, config.micro_batch or (config.batch_size if on_cpu else 4))
-    if config.batch_size % micro:
-        raise ConfigError(f"--micro-batch {micro} does not divide --batch-size {config.batch_size}")
+    micro = config.micro_batch or (config.batch_size if on_cpu else _divisor(config.batch_size, 4))
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // micro,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule,
+        lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -240,6 +270,11 @@ def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) 
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  more GPUs must not change the batch
     return arguments
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` up to `limit`."""
+    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
 
 
 def _figures(path: Path, steps: int) -> dict[str, Any]:
