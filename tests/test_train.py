@@ -136,10 +136,11 @@ def test_first_irepo_loss_is_the_mean_of_clipped_squares(
 
 
 @pytest.mark.parametrize("options", [FULL, LORA], ids=["full", "lora"])
-def test_dropout_is_off(model_folder: ModelFolder, tmp_path: Path, options: Any):
-    """GPT-2's configuration has dropout 0.1 in three places: with it the first loss would not be log 2."""
-    folder = model_folder("gpt2-dropout")
-    assert json.loads((Path(folder) / "config.json").read_text())["attn_pdrop"] == 0.1
+@pytest.mark.parametrize(("name", "rate"), [("gpt2-dropout", "attn_pdrop"), ("opt-dropout", "dropout")])
+def test_dropout_is_off(model_folder: ModelFolder, tmp_path: Path, name: str, rate: str, options: Any):
+    """The configurations of GPT-2 and OPT have dropout 0.1: with it the first loss would not be log 2."""
+    folder = model_folder(name)
+    assert json.loads((Path(folder) / "config.json").read_text())[rate] == 0.1
     train(folder, pairs(tmp_path / "pairs.jsonl"), str(tmp_path), **options)
     assert losses(tmp_path)[0] == pytest.approx(LOG2, abs=1e-5)
 
