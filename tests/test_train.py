@@ -320,7 +320,8 @@ def test_reference_from_the_sample_or_computed_again(
         options = FULL | {"reference": reference}
         summary = train(model_folder("llama"), sampled("llama"), str(tmp_path / reference), **options)
         assert summary["reference"] == reference
-    assert losses(tmp_path / "sample") == pytest.approx(losses(tmp_path / "start"), abs=1e-4)
+    # rounding of 1e-6 in the reference, which AdamW scales up where a gradient is nearly 0
+    assert losses(tmp_path / "sample") == pytest.approx(losses(tmp_path / "start"), abs=5e-4)
 
 
 def test_samples_of_another_model_are_noticed(
@@ -489,3 +490,13 @@ def test_equal_strengths_are_no_pair(model_folder: ModelFolder, sampled: Callabl
     file = write(tmp_path / "p.jsonl", examples)
     with pytest.raises(DataError, match="p3 has no pair to train on"):
         train(model_folder("llama"), file, str(tmp_path / "out"), **FULL)
+
+
+def test_a_single_step_learns_although_warm_up_starts_at_zero(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path
+):
+    """int(1 step * 0.1) = 0 steps of warm-up: the only step has the full learning rate."""
+    options = FULL | {"warmup": 0.1, "batch_size": 1000, "epochs": 1, "schedule": "linear"}
+    train(model_folder("llama"), sampled("llama"), str(tmp_path / "out"), **options)
+    rows = [row for row in read_rows(tmp_path / "out" / "training.jsonl") if row["kind"] == "step"]
+    assert [row["learning_rate"] for row in rows] == [FULL["learning_rate"]]

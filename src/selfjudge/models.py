@@ -139,7 +139,7 @@ def _with_adapter(model: PreTrainedModel, path: str, trainable: bool) -> PeftMod
 
 
 def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keeps the model's end tokens and nothing else of its generation defaults, which would change the draw unseen."""
+    """Keeps the model's end tokens (as a list) and drops its other generation defaults, which would change the draw."""
     ends: Any = model.generation_config.eos_token_id if model.generation_config else None
     listed: list[Any] = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
     size: int = model.get_input_embeddings().num_embeddings  # pyright: ignore[reportAssignmentType]

@@ -8,6 +8,7 @@ Sampling, judging and training all render here, so that a model is trained on ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -21,6 +22,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 CUT = " [...] "
+PROBE = "answer-0"
 
 
 class Renderer:
@@ -32,13 +34,16 @@ class Renderer:
         self.name = name
         self.thinking = thinking
         self.has_template = tokenizer.chat_template is not None
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True)) or "$.")
 
     def text(self, messages: Sequence[Message], answer_follows: bool = True, thinking: bool | None = None) -> str:
         """The conversation as the model reads it, up to where the next answer starts.
 
-        A judge's question is rendered with `thinking` False: its answer is the very next token.
+        A judge's question is rendered with `thinking` False: its answer is the very next token. Messages are data: a
+        special token spelled out in one (`<|im_end|>`) is broken by a blank, so that it cannot end a turn.
         """
-        turns = [message._asdict() for message in messages]
+        turns = [{"role": message.role, "content": self._as_data(message.content)} for message in messages]
         template = None if self.has_template else PLAIN_TEMPLATE
         try:
             text = self.tokenizer.apply_chat_template(
@@ -55,6 +60,9 @@ class Renderer:
             hint = "; move the system text into the user's turn" if "system" in roles else ""
             raise ModelError(f"{self.name}: its chat template refuses the turns `{roles}` ({error}){hint}") from error
         return str(text)
+
+    def _as_data(self, content: str) -> str:
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", content)
 
     def encode(self, text: str) -> list[int]:
         """Ids of rendered text; a chat template brings its special tokens, the plain layout gets the tokenizer's."""
@@ -77,13 +85,18 @@ class Renderer:
                 f"{self.name}: its chat template is not prefix-stable (the prompt changes once an answer follows); "
                 "use a template whose generation prompt is the beginning of the assistant's turn"
             )
-        start, answer = self.encode(prompt), response if self.has_template else " " + response
+        start, answer = self.encode(prompt), self._as_data(response if self.has_template else " " + response)
         both = self.encode(prompt + answer)
         if both[: len(start)] == start:
             ids = both[len(start) :]  # in context: after a header, SentencePiece puts no blank before the first word
         else:
             ids = self.tokenizer.encode(answer, add_special_tokens=False)
         return start, [*ids, self._end(whole[len(prompt) :], response.strip())]
+
+    def end_of_turn(self) -> int:
+        """The token that ends an answer: the chat template's own, or the tokenizer's end token."""
+        whole = self.text([Message("user", "question"), Message("assistant", PROBE)], answer_follows=False)
+        return self._end(whole[whole.rindex(PROBE) :], PROBE)
 
     def _end(self, turn: str, response: str) -> int:
         """The token that ends the assistant's turn: the template's own where it writes one, else the tokenizer's."""

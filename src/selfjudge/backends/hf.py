@@ -60,6 +60,8 @@ class HFBackend:
         self.renderer = Renderer(tokenizer, model, options.thinking)
         self.device = source.torch_device()
         self.causal = causal_lm(self.model)
+        named: Any = self.causal.generation_config.eos_token_id
+        self.ends = sorted({*named, self.renderer.end_of_turn()})
         self.head = output_head(self.causal)
         self.max_length = min(options.max_length or 1 << 30, context_length(self.model))
         self.token_budget = options.token_budget or (2048 if self.device.type == "cpu" else 16384)
@@ -213,14 +215,13 @@ class HFBackend:
         return GenerationConfig(
             do_sample=sampling.temperature > 0,
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=own.eos_token_id,
+            eos_token_id=self.ends,
             pad_token_id=own.pad_token_id,
             **(filters if sampling.temperature > 0 else {}),
         )
 
     def _response(self, tokens: list[int], logprobs: list[float]) -> Response:
-        ends = self.causal.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+        stop = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[: stop + 1]
         text = self.renderer.decode(kept if stop is None else kept[:-1])
         return Response(text, tuple(kept), sum(logprobs[: len(kept)]), finished=stop is not None)

@@ -229,8 +229,8 @@ def _optimise(
     log: StepOutput,
     console: Console,
 ) -> dict[str, Any]:
-    arguments = _arguments(config, policy, out, bool(validation))
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
+    arguments = _arguments(config, policy, out, steps, bool(validation))
     with console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
@@ -246,7 +246,7 @@ def _optimise(
     return _figures(out / "training.jsonl", steps)
 
 
-def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) -> TrainingArguments:
+def _arguments(config: TrainConfig, policy: Policy, out: Path, steps: int, validates: bool) -> TrainingArguments:
     on_cpu = policy.model.device.type == "cpu"
     micro = config.micro_batch or (config.batch_size if on_cpu else _divisor(config.batch_size, 4))
     arguments = TrainingArguments(
@@ -256,7 +256,9 @@ def _arguments(config: TrainConfig, policy: Policy, out: Path, validates: bool) 
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
-        warmup_steps=config.warmup,
+        warmup_steps=int(
+            steps * config.warmup
+        ),  # the first of them has learning rate 0: none where it would be the only one
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
