@@ -72,10 +72,10 @@ def unsupported(config: PretrainedConfig, longest: int) -> str | None:
 def tree_attention(model: PreTrainedModel) -> Generator[None]:
     """Within it, the model's attention is the one of this module; the former implementation comes back after it."""
     former = model.config._attn_implementation or "eager"
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ModelError(f"{type(model).__name__} does not take a custom attention function")
     try:
+        model.set_attn_implementation(NAME)
+        if model.config._attn_implementation != NAME:
+            raise ModelError(f"{type(model).__name__} does not take a custom attention function")
         yield
     finally:
         model.set_attn_implementation(former)
@@ -126,9 +126,13 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     segments: Segments | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in each layer; returns ((1, S, H, D), None)."""
+    if softcap is not None or s_aux is not None:
+        raise ModelError(f"{type(module).__name__} caps its attention logits or has attention sinks")
     if segments is None or attention_mask is not None:
         raise ModelError(f"{type(module).__name__} does not pass the row's segments on to its attention")
     if dropout:

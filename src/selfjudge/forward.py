@@ -10,6 +10,7 @@ result is the same, `forward.padded_because` says why it is slower.
 from __future__ import annotations
 
 from types import TracebackType
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import PeftModel
@@ -18,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from selfjudge.attention import segments, tree_attention, unsupported
-from selfjudge.rows import Row
+from selfjudge.errors import ModelError
+from selfjudge.rows import Row, Tree, pack
 
 
 def causal_lm(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -32,7 +34,7 @@ class RowForward:
     def __init__(self, model: PreTrainedModel | PeftModel, longest: int) -> None:
         """`longest`: tokens of the longest single sequence that will be asked for."""
         self.model = causal_lm(model)
-        self.padded_because = unsupported(self.model.config, longest)
+        self.padded_because = unsupported(self.model.config, longest) or _tried(self.model)
         self._attention = None if self.padded_because else tree_attention(self.model)
 
     def __enter__(self) -> RowForward:
@@ -48,17 +50,7 @@ class RowForward:
 
     def __call__(self, row: Row) -> Tensor:
         """(tokens of the row, width), in the model's dtype."""
-        return self._padded(row) if self.padded_because else self._packed(row)
-
-    def _packed(self, row: Row) -> Tensor:
-        device, dtype = self.model.device, self.model.dtype
-        output = self.model.base_model(
-            input_ids=torch.tensor([row.input_ids], device=device),
-            position_ids=torch.tensor([row.position_ids], device=device),
-            segments=segments(row, device, dtype),
-            use_cache=False,
-        )
-        return output.last_hidden_state[0]
+        return self._padded(row) if self.padded_because else _packed(self.model, row)
 
     def _padded(self, row: Row) -> Tensor:
         paths = [
@@ -80,3 +72,49 @@ class RowForward:
             index = torch.cat([torch.arange(*branch.prefix), torch.arange(*branch.span)]).to(device)
             hidden = hidden.index_copy(0, index, path[:stop])
         return hidden
+
+
+def _packed(model: PreTrainedModel, row: Row) -> Tensor:
+    output = model.base_model(
+        input_ids=torch.tensor([row.input_ids], device=model.device),
+        position_ids=torch.tensor([row.position_ids], device=model.device),
+        segments=segments(row, model.device, model.dtype),
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+_PADDED_BECAUSE: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
+
+
+def _tried(model: PreTrainedModel) -> str | None:
+    """Why a model cannot run on packed rows, found by running a small one; tried once per model.
+
+    No list of architectures is complete: some have attention that takes no function from outside, some mix tokens in
+    other ways as well (a recurrent state runs through the whole row and would carry one branch into the next).
+    """
+    if model not in _PADDED_BECAUSE:
+        training = model.training
+        model.eval()
+        _PADDED_BECAUSE[model] = _try(model)
+        model.train(training)
+    return _PADDED_BECAUSE[model]
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> str | None:
+    """Compares the second branch of a tree with the same sequence alone; mean error relative to mean size."""
+    vocabulary = int(model.get_input_embeddings().num_embeddings)  # pyright: ignore[reportArgumentType]
+    ids = [(5 + i) % vocabulary for i in range(12)]
+    row = pack([Tree(ids[:4], (ids[4:8], ids[8:]))], len(ids))[0]
+    alone = torch.tensor([ids[:4] + ids[8:]], device=model.device)
+    expected = model.base_model(input_ids=alone, use_cache=False).last_hidden_state[0, 4:].float()
+    try:
+        with tree_attention(model):
+            found = _packed(model, row)[8:].float()
+    except ModelError as error:
+        return str(error)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if (found - expected).abs().mean() <= tolerance * expected.abs().mean():
+        return None
+    return f"a packed row of {type(model).__name__} differs from its sequences alone"

@@ -50,6 +50,8 @@ def output_head(model: PreTrainedModel) -> Head:
     layer: Any = model.get_output_embeddings()
     if layer is None:
         raise ModelError(f"{type(model).__name__} has no output head: it is not a causal language model")
+    if model.base_model is model:
+        raise ModelError(f"{type(model).__name__} does not show its hidden states: no model under its output head")
     text = model.config.get_text_config()
     scale = float(getattr(text, "logit_scale", None) or 1.0)
     if getattr(text, "logits_scaling", None):
@@ -86,7 +88,9 @@ def label_logprobs(
     grouped = torch.stack([part.logsumexp(-1) for part in values.split([len(group) for group in groups], -1)], -1)
     if not with_mass:
         return grouped, torch.full(hidden.shape[:1], torch.nan)
-    logprobs = grouped - head.logits(hidden).logsumexp(-1, keepdim=True)
+    everything = head.logits(hidden)  # (items, V)
+    everything[:, flat] = values  # the same figures in both sums, else rounded logits give a mass above 1
+    logprobs = grouped - everything.logsumexp(-1, keepdim=True)
     return logprobs, logprobs.logsumexp(-1).exp()
 
 

@@ -23,9 +23,9 @@ from selfjudge.config import AlignConfig, EvaluateConfig, JudgeConfig, Options, 
 from selfjudge.console import Console
 from selfjudge.errors import DataError, StepError
 from selfjudge.inputs import entry, read_prompts
+from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, evaluate, judge, report, sample, select, train, versions
-from selfjudge.steps.train import hash_share
 from selfjudge.store import StepMeta, open_output, write_json_atomic
 
 Step = TypeVar("Step", bound=Options)

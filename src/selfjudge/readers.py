@@ -94,6 +94,11 @@ def content_id(messages: tuple[Message, ...]) -> str:
     return blake2b(content.encode("utf-8"), digest_size=8).hexdigest()
 
 
+def hash_share(key: str) -> float:
+    """A number in [0, 1) that depends on the key alone: for splits that neither order nor number of rows changes."""
+    return int.from_bytes(blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") / 2**64
+
+
 def _derived_id(messages: tuple[Message, ...], seen: dict[str, int], copies: dict[str, int]) -> str:
     """The content's id; a prompt that is repeated gets -2, -3, ... ."""
     key = content_id(messages)

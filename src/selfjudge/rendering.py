@@ -77,10 +77,22 @@ class Renderer:
                 f"{self.name}: its chat template is not prefix-stable (the prompt changes once an answer follows); "
                 "use a template whose generation prompt is the beginning of the assistant's turn"
             )
-        plain = response if self.has_template else " " + response
-        ids = self.tokenizer.encode(plain, add_special_tokens=False)
-        end = self.tokenizer.eos_token_id
-        return self.encode(prompt), [*ids, int(end)]  # pyright: ignore[reportArgumentType]
+        start, answer = self.encode(prompt), response if self.has_template else " " + response
+        both = self.encode(prompt + answer)
+        if both[: len(start)] == start:
+            ids = both[len(start) :]  # in context: after a header, SentencePiece puts no blank before the first word
+        else:
+            ids = self.tokenizer.encode(answer, add_special_tokens=False)
+        return start, [*ids, self._end(whole[len(prompt) :], response.strip())]
+
+    def _end(self, turn: str, response: str) -> int:
+        """The token that ends the assistant's turn: the template's own where it writes one, else the tokenizer's."""
+        behind = turn[turn.find(response) + len(response) :].lstrip() if self.has_template else ""
+        first = self.tokenizer.encode(behind, add_special_tokens=False)[:1]
+        added = self.tokenizer.added_tokens_decoder
+        if first and first[0] in added and added[first[0]].special:
+            return first[0]
+        return int(self.tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled ids without special tokens; the blank that the plain layout puts first is dropped."""

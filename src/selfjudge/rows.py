@@ -76,6 +76,8 @@ def tree_of(sequences: Sequence[Ids]) -> Tree:
     if shortest < 2:
         raise ValueError(f"a sequence of {shortest} tokens cannot be a tree: prefix and branch need one each")
     length = _common_prefix(sequences, shortest - 1)
+    if length == 0:
+        raise ValueError("sequences that do not share their first token cannot be a tree")
     return Tree(sequences[0][:length], tuple(sequence[length:] for sequence in sequences))
 
 
@@ -83,7 +85,7 @@ def _common_prefix(sequences: Sequence[Ids], limit: int) -> int:
     first = sequences[0]
     for length in range(limit):
         if any(sequence[length] != first[length] for sequence in sequences):
-            return max(length, 1)
+            return length
     return limit
 
 

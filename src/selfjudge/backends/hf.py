@@ -78,7 +78,7 @@ class HFBackend:
     def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
         """See `Backend`. One packed row after the other; neighbours of one group share their prefix."""
         asked = [self._ask(request) for request in requests]
-        groups = groupby(range(len(asked)), key=lambda i: requests[i].group)
+        groups = groupby(range(len(asked)), key=lambda i: (requests[i].group, asked[i].ids[0]))
         trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
         results: dict[int, LabelResult] = {}
         with RowForward(self.model, max((len(a.ids) for a in asked), default=1)) as forward:

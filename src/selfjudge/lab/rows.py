@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 VOCABULARY = 640
 CORPUS_ROWS = 6000
 
-CATEGORY_SHARES = {"math": 0.4, "code": 0.25, "chat": 0.2, "safety": 0.15}
+CATEGORY_SHARES = {"math": 0.5, "code": 0.22, "chat": 0.14, "safety": 0.14}
 """Of the questions that rows are about."""
 RIGHT_SHARE, MISCONCEPTION_SHARE = 0.47, 0.35
 """Of the candidate answers in verification rows; the rest are other errors."""

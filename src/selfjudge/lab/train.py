@@ -28,7 +28,7 @@ CONTEXT_LENGTH = 512
 class Recipe:
     """Rows are per step; `warm_up` is in steps; the learning rate is flat to half of the steps, then falls to 0."""
 
-    steps: int = 1000
+    steps: int
     demonstrations: int = 64
     verifications: int = 96
     lr: float = 4e-3

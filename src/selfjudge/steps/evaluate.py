@@ -91,7 +91,10 @@ def _answer(response: Response, reference: str | None) -> Row:
 
 
 def _score(score: Score) -> Row:
-    return {"log_odds": _or_none(score.log_odds), "label_mass": _or_none(score.label_mass)}
+    row: Row = {"log_odds": _or_none(score.log_odds), "label_mass": _or_none(score.label_mass)}
+    if score.truncated:
+        row["truncated"] = True
+    return row if score.reason is None else row | {"reason": score.reason}
 
 
 def _or_none(value: float) -> float | None:
@@ -134,7 +137,7 @@ def _self_judged(rows: Sequence[Row]) -> Summary:
     for sample in (sample for row in rows for sample in row["samples"]):
         value = math.nan if sample["log_odds"] is None else sample["log_odds"]
         log_odds.add([value])
-        p_yes.add([1 / (1 + math.exp(-value))])
+        p_yes.add([0.5 + 0.5 * math.tanh(value / 2)])  # the sigmoid, without overflow
         mass.add([math.nan if sample["label_mass"] is None else sample["label_mass"]])
         tokens.add([sample["tokens"]])
         unfinished.add([float(not sample["finished"])])

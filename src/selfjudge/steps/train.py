@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
@@ -24,6 +23,7 @@ from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.inputs import entry, read_scorable
 from selfjudge.losses import loss_options
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
+from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
@@ -159,11 +159,6 @@ def _split(preferences: Sequence[Preference], share: float) -> tuple[list[Prefer
     return train, validation
 
 
-def hash_share(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
-
-
 # Model and reference
 
 
@@ -179,7 +174,7 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
         lora_alpha=config.lora_alpha,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's transposed linear
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores its weights so
     )
     return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
 
