@@ -1,10 +1,10 @@
 """Runs one command again and again, killing it, until it ends by itself; a program of its own because it forks.
 
-    python killing.py '{"arguments": [...], "folder": "runs/x", "moments": [0.4, "round-1/samples.jsonl"]}'
+    python killing.py '{"arguments": [...], "folder": "runs/x", "moments": [0.4, "round-1/samples.jsonl"], "kills": 2}'
 
 A moment is a number of seconds after the start, or a file of the folder: the process gets SIGKILL when that file
 appears (or, where it is there already, is replaced). A run that ends before its moment is put aside as FOLDER-1,
-FOLDER-2, ... and begun anew. Libraries are imported once, each start is a fork. Prints one JSON object: how many starts
+FOLDER-2, ... and begun anew, until it was killed often enough. Libraries are imported once, each start is a fork. Prints one JSON object: how many starts
 were killed, the last exit code, the finished folders, the seconds of each start.
 """
 
@@ -59,6 +59,8 @@ def main() -> None:
     folder = Path(task["folder"])
     kills, seconds, finished, code = 0, [], [], 0
     for moment in [*task["moments"], None]:
+        if kills == task["kills"]:
+            moment = None
         begun = time.monotonic()
         killed, code = watch(start(task["arguments"]), folder, moment)
         seconds.append(round(time.monotonic() - begun, 2))
@@ -68,6 +70,8 @@ def main() -> None:
         if not killed:
             finished.append(f"{folder}-{len(finished) + 1}")
             folder.rename(finished[-1])
+            if moment is None:
+                break
     print(json.dumps({"kills": kills, "code": code, "finished": finished, "seconds": seconds}))
 
 

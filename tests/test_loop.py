@@ -22,6 +22,7 @@ from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.loop import _stretch
 from selfjudge.records import Example, Message
+from selfjudge.steps.train import COMPLETE, last_checkpoint
 from selfjudge.store import read_meta, read_rows
 
 KILLS = int(os.environ.get("SELFJUDGE_KILLS", "8"))
@@ -149,11 +150,12 @@ def test_a_run_killed_again_and_again_ends_as_a_straight_one(here: Path, child_e
     place = here / "killed"
     place.mkdir()
     numbers = random.Random(0)
-    at_random = [numbers.uniform(0.05, 2.0) for _ in range(max(KILLS - len(FILES_TO_DIE_AT), 0))]
+    at_random = [numbers.uniform(0.05, 2.0) for _ in range(3 * KILLS)]
     task = {
         "arguments": as_flags(options(here, out="run")),
         "folder": "run",
-        "moments": [*FILES_TO_DIE_AT[:KILLS], *at_random],
+        "moments": [*FILES_TO_DIE_AT, *at_random],
+        "kills": KILLS,
     }
     program = [sys.executable, "-W", "error", str(Path(__file__).with_name("killing.py")), json.dumps(task)]
     env = child_env | {"OMP_NUM_THREADS": "1"}
@@ -162,7 +164,7 @@ def test_a_run_killed_again_and_again_ends_as_a_straight_one(here: Path, child_e
     told = json.loads(done.stdout.splitlines()[-1])
     print(told)
     assert told["code"] == 0, done.stderr
-    assert told["kills"] >= min(KILLS, len(FILES_TO_DIE_AT))
+    assert told["kills"] == KILLS
     straight = here / "straight" / "run"
     for name in told["finished"]:
         killed = place / name
@@ -171,6 +173,19 @@ def test_a_run_killed_again_and_again_ends_as_a_straight_one(here: Path, child_e
         for number in (1, 2):
             assert training_log(killed, number) == training_log(straight, number)
         assert not [*killed.rglob("*.tmp"), *killed.rglob("*.old"), *killed.rglob("checkpoints")]
+
+
+def test_a_checkpoint_in_pieces_is_not_resumed_from(tmp_path: Path) -> None:
+    """transformers writes a checkpoint's files one after the other into their final place."""
+    for step, marked in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "optimizer.pt").touch()
+        if marked:
+            (folder / COMPLETE).touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert not (tmp_path / "checkpoint-12").exists()
+    assert last_checkpoint(tmp_path / "none") is None
 
 
 # Going on, and refusing to

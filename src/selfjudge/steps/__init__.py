@@ -69,7 +69,7 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
 
 
 def model_identity(name: str) -> str:
-    """What a model is, wherever its folder stands: the round and the digest of how it was trained here, else its path."""
+    """What a model is, wherever its folder stands: the digest of how it was trained here, else its path."""
     folder = Path(name)
     trained = read_meta(folder.parent / "training.jsonl") if folder.name == "model" else None
     if trained is None:
