@@ -55,6 +55,11 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         _LLAMA_LIKE | {"head_dim": 8, "sliding_window": CONTEXT, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "opt-dropout": (
+        "opt",
+        {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"word_embed_proj_dim": 32, "max_position_embeddings": CONTEXT, "dropout": 0.1},
+    ),
     "falcon": ("falcon", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False}),
     "mamba": ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}),
 }

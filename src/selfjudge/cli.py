@@ -13,75 +13,27 @@ import difflib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from selfjudge import __version__
 from selfjudge import config as configs
 from selfjudge.config import Options, flag
 from selfjudge.console import Console, table
 from selfjudge.errors import ConfigError, SelfjudgeError
 
-Summary = dict[str, Any]
-
-
-def _sample(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import sample
-
-    return sample.run(config, console)
-
-
-def _judge(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import judge
-
-    return judge.run(config, console)
-
-
-def _select(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import select
-
-    return select.run(config, console)
-
-
-def _train(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import train
-
-    return train.run(config, console)
-
-
-def _evaluate(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import evaluate
-
-    return evaluate.run(config, console)
-
-
-def _report(config: Any, console: Console) -> Summary:
-    from selfjudge.steps import report
-
-    return report.run(config, console)
-
-
-def _align(config: Any, console: Console) -> Summary:
-    from selfjudge import loop
-
-    return loop.run(config, console)
-
-
-def _demo(config: Any, console: Console) -> Summary:
-    from selfjudge import demo
-
-    return demo.run(config, console)
-
-
-COMMANDS: dict[str, tuple[type[Options], Callable[[Any, Console], Summary]]] = {
-    "align": (configs.AlignConfig, _align),
-    "demo": (configs.DemoConfig, _demo),
-    "sample": (configs.SampleConfig, _sample),
-    "judge": (configs.JudgeConfig, _judge),
-    "select": (configs.SelectConfig, _select),
-    "train": (configs.TrainConfig, _train),
-    "evaluate": (configs.EvaluateConfig, _evaluate),
-    "report": (configs.ReportConfig, _report),
+COMMANDS: dict[str, tuple[type[Options], str]] = {
+    "align": (configs.AlignConfig, "selfjudge.loop"),
+    "demo": (configs.DemoConfig, "selfjudge.demo"),
+    "sample": (configs.SampleConfig, "selfjudge.steps.sample"),
+    "judge": (configs.JudgeConfig, "selfjudge.steps.judge"),
+    "select": (configs.SelectConfig, "selfjudge.steps.select"),
+    "train": (configs.TrainConfig, "selfjudge.steps.train"),
+    "evaluate": (configs.EvaluateConfig, "selfjudge.steps.evaluate"),
+    "report": (configs.ReportConfig, "selfjudge.steps.report"),
 }
+"""Command -> its options and the module whose `run(config, console)` it calls, imported only then."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,10 +76,10 @@ def _run(arguments: list[str]) -> int:
     if known.command is None:
         parser.print_help()
         return 0
-    kind, call = COMMANDS[known.command]
+    kind, module = COMMANDS[known.command]
     console = Console(quiet=known.quiet)
     config = _configure(kind, known, unknown)
-    summary = call(config, console)
+    summary: dict[str, Any] = import_module(module).run(config, console)
     writes_rows = getattr(config, "out", None) == "-"
     if known.json:
         print(json.dumps(summary), file=sys.stderr if writes_rows else sys.stdout)
@@ -176,6 +128,7 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="selfjudge", description="Turn a language model into its own preference classifier.")
+    parser.add_argument("--version", action="version", version=f"selfjudge {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (kind, _) in COMMANDS.items():
         summary = (kind.__doc__ or "").strip()

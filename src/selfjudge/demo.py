@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "max_new_tokens": 24,
     "loss": "dpo",
     "beta": 0.1,
-    "learning_rate": 1e-4,
+    "learning_rate": 7e-5,
     "schedule": "linear",
     "epochs": 2,
     "batch_size": 32,

@@ -200,9 +200,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        for name in rates:  # `attention_dropout` in most models, `dropout` and `layerdrop` in OPT
+            setattr(module, name, 0.0)
 
 
 @contextmanager

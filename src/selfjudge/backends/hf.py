@@ -207,7 +207,7 @@ class HFBackend:
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         own = self.causal.generation_config
-        filters = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        filters = {"temperature": float(sampling.temperature), "top_p": sampling.top_p, "top_k": sampling.top_k}
         if sampling.min_p:
             filters["min_p"] = sampling.min_p
         return GenerationConfig(

@@ -2,8 +2,8 @@
 
     python -m selfjudge.lab.build --out runs/lab [--weak] [--seed 0]
 
-Takes about nine minutes on one thread of a CPU, five with `--weak`. The same seed draws the same rows; the weights then agree with the
-shipped ones up to the rounding of another machine or library, and so do the figures in `claims.json`.
+Takes about nine minutes on one thread of a CPU, five with `--weak`. The same seed draws the same rows; the weights then
+agree with the shipped ones up to the rounding of another machine or library, and so do the figures in `claims.json`.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ def _check_trainable(examples: list[Example], config: TrainConfig) -> None:
         if len(example.responses) < 2:
             raise DataError.at(config.input, None, f"{example.id} has 1 response; a pair needs two")
         if example.strengths:
+            _check_unequal(example, example.strengths, config)
             continue
         if example.gold is None:
             raise DataError.at(
@@ -72,6 +73,13 @@ def _check_trainable(examples: list[Example], config: TrainConfig) -> None:
                 f"{example.id} has no scores, which --loss {config.loss} needs; judge and select the pairs first, or "
                 "use dpo or azar",
             )
+        _check_unequal(example, _gold_strengths(example), config)
+
+
+def _check_unequal(example: Example, strengths: Sequence[float], config: TrainConfig) -> None:
+    if len(strengths) != len(example.responses) or len(set(strengths)) < 2:
+        found = f"{len(example.responses)} responses with strengths {list(strengths)}"
+        raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
 def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOutput, console: Console) -> Summary:
