@@ -352,7 +352,8 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, child_env: dict[str, str]) ->
     safe = len(list(read_rows(out)))
     assert 0 < safe < 100
     assert failed.stderr.splitlines() == [
-        f"selfjudge: {out}: cannot be written (File too large); {safe} rows are safe; the same command goes on from there"
+        f"selfjudge: {out}: cannot be written (File too large); {safe} rows are safe; "
+        "the same command goes on from there"
     ]
     assert run(10_000_000).returncode == 0
     straight = tmp_path / "straight.jsonl"

@@ -61,6 +61,17 @@ def test_a_file_that_repeats_its_ids_is_refused(shared_data: Path, capsys: pytes
     assert "is that of row" in capsys.readouterr().err
 
 
+def test_a_padding_token_beyond_the_embeddings_is_not_used(tmp_path: Path) -> None:
+    """Tokenizers often gain a padding token after training, without a row in the model's table."""
+    model = make_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(str(model))
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.save_pretrained(str(model))
+    (tmp_path / "p.txt").write_text("one\nis this the one\n")
+    done("sample", "--quiet", "--model", model, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "s.jsonl")
+    assert summary(tmp_path / "s.jsonl")["prompts"] == 2
+
+
 def prompts_in(suffix: str, shared_data: Path, folder: Path) -> Path:
     """48 short real instructions, in a file of that format."""
     rows = read_examples(shared_data / "instructions" / "self_instruct_user_oriented_252.jsonl")
@@ -80,7 +91,7 @@ def prompts_in(suffix: str, shared_data: Path, folder: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("architecture", "suffix"), zip(ARCHITECTURES, FORMATS, strict=True))
+@pytest.mark.parametrize(("architecture", "suffix"), [*zip(ARCHITECTURES, FORMATS, strict=True)])
 def test_a_round_on_real_prompts(architecture: str, suffix: str, shared_data: Path, tmp_path: Path) -> None:
     """Each architecture with another format, two with a chat template and two without."""
     template = CHATML if architecture in ("llama", "gpt2") else None
@@ -112,8 +123,8 @@ def test_rm_bench_rows_are_judged(architecture: str, shared_data: Path, tmp_path
 
 # Real tokenizers
 
-YES = {"llama2": 3869, "phi-3-mini": 3869, "gpt2": 3363, "phi-2": 3363, "falcon": 5007, "cl100k_base": 7566}
-"""The id that continues `Assistant:` (without a chat template) or the assistant's header as Yes."""
+YES = {"llama2": 3869, "phi-3-mini": 8241, "gpt2": 3363, "phi-2": 3363, "falcon": 5007, "cl100k_base": 7566}
+"""The id that continues `Assistant:` as ` Yes`, for phi-3-mini the one behind the newline of the assistant's header."""
 
 
 def model_with(name: str, shared_tokenizers: Path, folder: Path) -> Path:
@@ -129,13 +140,13 @@ def model_with(name: str, shared_tokenizers: Path, folder: Path) -> Path:
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(
-    shared_tokenizers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_tokenizers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(shared_tokenizers / "cl100k_base", tmp_path / "model"))
     save_weights(folder, config_of("llama", 100256))
     (tmp_path / "p.txt").write_text("Hello\n")
     assert main(["sample", "--quiet", "--model", str(folder), "--prompts", str(tmp_path / "p.txt")]) == 2
-    assert "its tokenizer has no end token" in capsys.readouterr().err
+    assert "its tokenizer has no end token" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", YES)
@@ -152,7 +163,9 @@ def test_a_real_tokenizer_samples_and_judges(name: str, shared_tokenizers: Path,
     backend.close()
     (tmp_path / "p.txt").write_text("Name three colours.\nWhat is 12 * 12?\n")
     samples, scored = tmp_path / "samples.jsonl", tmp_path / "scored.jsonl"
-    done("sample", "--quiet", "--model", folder, "--prompts", tmp_path / "p.txt", "--out", samples, "--max-new-tokens", 6)
+    done(
+        "sample", "--quiet", "--model", folder, "--prompts", tmp_path / "p.txt", "--out", samples, "--max-new-tokens", 6
+    )
     done("judge", "--quiet", "--model", folder, "--input", samples, "--out", scored)
     assert summary(scored)["missing"] == 0
     assert summary(scored)["mean_label_mass"] > 0
