@@ -50,6 +50,9 @@ class ModelOptions(Options):
         "auto", "auto is float32 on a CPU, bfloat16 on a GPU"
     )
     trust_remote_code: bool = option(False, "run code that comes with the model", changes_result=False)
+    threads: int = option(
+        0, "CPU threads; 0: PyTorch's choice; 1 is fastest for tiny models", changes_result=False, ge=0
+    )
     thinking: bool = option(False, "let sampled answers open with a thinking part, where the chat template has one")
     max_length: int = option(0, "tokens of prompt and response together; 0: the model's context", ge=0)
     token_budget: int = option(

@@ -19,6 +19,7 @@ SETTINGS: dict[str, Any] = {
     "prompts": "lab",
     "benchmark": "lab",
     "prompts_per_round": 512,
+    "threads": 1,
     "num_responses": 8,
     "eval_samples": 16,
     "temperature": 1.0,

@@ -42,6 +42,8 @@ class ModelSource:
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    threads: int = 0
+    """Threads of CPU computations, for the whole process; 0 leaves PyTorch's choice."""
 
     @property
     def path(self) -> str:
@@ -74,6 +76,8 @@ def quiet_libraries() -> None:
 def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrainedModel | PeftModel, Any]:
     """The model in evaluation mode on its device, and its tokenizer. Raises ModelError with one line."""
     quiet_libraries()
+    if source.threads:
+        torch.set_num_threads(source.threads)
     path = source.path
     tokenizer = load_tokenizer(source)
     adapter = adapter_base(path)

@@ -104,6 +104,7 @@ class BackendOptions:
     device: str = "auto"
     dtype: str = "auto"
     trust_remote_code: bool = False
+    threads: int = 0
     thinking: bool = False
     max_length: int = 0
     """Tokens of prompt and response together; 0: the model's own context."""

@@ -53,7 +53,7 @@ class HFBackend:
     """See `selfjudge.backends.Backend`."""
 
     def __init__(self, model: str, options: BackendOptions) -> None:
-        source = ModelSource(model, options.device, options.dtype, options.trust_remote_code)
+        source = ModelSource(model, options.device, options.dtype, options.trust_remote_code, options.threads)
         self.name = model
         self.options = options
         self.model, tokenizer = load_model(source)

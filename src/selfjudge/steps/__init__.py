@@ -56,7 +56,16 @@ class OpenModel:
         self.close()
 
 
-_MODEL_FIELDS = ("device", "dtype", "trust_remote_code", "thinking", "max_length", "token_budget", "sample_batch")
+_MODEL_FIELDS = (
+    "device",
+    "dtype",
+    "trust_remote_code",
+    "threads",
+    "thinking",
+    "max_length",
+    "token_budget",
+    "sample_batch",
+)
 
 
 def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:

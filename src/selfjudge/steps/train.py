@@ -84,7 +84,8 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
 
 def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOutput, console: Console) -> Summary:
     set_seed(config.seed)
-    source = ModelSource(config.model, config.device, _weight_dtype(config), config.trust_remote_code)
+    dtype = _weight_dtype(config)
+    source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
     model, tokenizer = load_model(source, trainable=True)
     renderer = Renderer(tokenizer, config.model, config.thinking)
     rendered = [_preference(example, renderer, config) for example in examples]
