@@ -5,7 +5,7 @@
 A moment is a number of seconds after the start, or a file of the folder: the process gets SIGKILL when that file
 appears (or, where it is there already, is replaced). A run that ends before its moment is put aside as FOLDER-1,
 FOLDER-2, ... and begun anew, until it was killed often enough. Libraries are imported once, each start is a fork.
-Prints one JSON object: how many starts were killed, the last exit code, the finished folders, the seconds of each start.
+Prints one JSON object: the number of kills, the last exit code, the finished folders, the seconds of each start.
 """
 
 import json

@@ -251,7 +251,7 @@ def test_what_may_change_on_a_resume(needed: dict[str, Any]) -> None:
     deciding = build(AlignConfig, of(AlignConfig, needed)).deciding()
     free = {name for name in AlignConfig.model_fields if name not in deciding}
     assert free == {
-        *("device", "trust_remote_code", "token_budget", "sample_batch", "micro_batch"),
+        *("device", "threads", "trust_remote_code", "token_budget", "sample_batch", "micro_batch"),
         *("gradient_checkpointing", "save_steps", "out", "rounds"),
     }
 
