@@ -204,8 +204,12 @@ def test_cached_ids_are_those_of_a_fresh_resolution(shared_tokenizers: Path, sha
 
 
 def test_the_cache_tells_endings_and_words_apart():
+    """After a colon all six spellings count, after a blank only those that bring a blank of their own."""
     backend = resolver(Renderer(tiny.tokenizer(None), "tiny"))
-    colon = backend._resolve("x" * 80 + "Answer:", LABELS)
-    newline = backend._resolve("x" * 80 + "Answer:\n", (("A",), ("B",)))
-    assert colon != newline
-    assert backend._resolve("y" * 80 + "Answer:", (("A",), ("B",))) == newline
+    found = {end: backend._resolve("x" * 80 + end, LABELS) for end in ("Answer:", "Answer: ")}
+    assert {end: [len(ids) for ids in groups] for end, groups in found.items()} == {
+        "Answer:": [6, 6],
+        "Answer: ": [3, 3],
+    }
+    letters = backend._resolve("x" * 80 + "Answer:", (("A",), ("B",)))
+    assert [len(ids) for ids in letters] == [1, 1]

@@ -79,7 +79,7 @@ def test_pickled_weights_are_refused(tmp_path: Path):
     tiny.save(tmp_path, "llama")
     torch.save(tiny.model("llama").state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="no weights in safetensors, only pytorch_model.bin"):
+    with pytest.raises(ModelError, match=r"no weights in safetensors, only pytorch_model\.bin"):
         load_model(cpu(tmp_path))
 
 

@@ -261,6 +261,18 @@ def test_ends(model_folder: Callable[..., str], tmp_path: Path):
         assert all(whole[: len(ids)] == ids for ids, whole in zip(row, other, strict=True))
 
 
+def test_decoding_stops_with_the_last_sample(tmp_path: Path):
+    """Samples end at different steps; there are as many forward passes as the longest has tokens."""
+    tiny.save(tmp_path, "llama")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(3, tiny.VOCABULARY, 4))}))
+    model = backend(str(tmp_path))
+    passes: list[int] = []
+    model.causal.register_forward_pre_hook(lambda *_: passes.append(1))
+    lengths = [len(ids) for row in tokens(sample(model, Sampling(4, 1.5, max_new_tokens=300))) for ids in row]
+    assert len(passes) == max(lengths) < 100
+    assert len(set(lengths)) > 3
+
+
 def test_generation_defaults_of_the_model_do_not_leak(model_folder: Callable[..., str], tmp_path: Path):
     tiny.save(tmp_path, "llama")
     defaults = {"do_sample": True, "top_k": 1, "top_p": 0.1, "temperature": 0.01, "repetition_penalty": 9.0}

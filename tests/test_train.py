@@ -297,6 +297,19 @@ def test_nothing_left_to_train_on(model_folder: ModelFolder, tmp_path: Path):
         train(model_folder("llama"), file, str(tmp_path / "out"), **FULL | {"validation": 0.999999})
 
 
+def test_the_seed_decides_adapter_and_order(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same seed gives the same bits; another one another adapter (steps are 1e-3, A starts at about 0.1)."""
+    seen = recorded_batches(monkeypatch)
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        train(model_folder("llama"), sampled("llama"), str(tmp_path / name), **LORA | {"seed": seed})
+    assert difference(tmp_path / "a", tmp_path / "b") == 0
+    assert difference(tmp_path / "a", tmp_path / "c") > 0.1
+    first, second, third = (seen[i : i + 5] for i in (0, 5, 10))
+    assert first == second != third
+
+
 # The reference
 
 
