@@ -25,7 +25,7 @@ def resolve_model(name: str) -> str:
         if problem:
             raise ModelError(f"model {name}: {problem}")
         return str(folder.resolve())
-    if HUB_NAME.fullmatch(name) and not name.startswith((".", "/")):
+    if HUB_NAME.fullmatch(name) and not name.startswith(".") and not folder.parent.exists():
         return name
     raise ModelError(
         f"model {name}: no such folder; give a model folder, a hub name owner/model, or {' or '.join(MODEL_NAMES)}"

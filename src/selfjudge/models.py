@@ -146,7 +146,8 @@ def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenize
     end = sorted({int(i) for i in listed if i is not None and 0 <= i < size})
     if not end:
         raise ModelError(f"its end token {tokenizer.eos_token_id} is beyond the model's {size} embeddings")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end[0]
+    own: Any = tokenizer.pad_token_id
+    pad = own if own is not None and own < size else end[0]  # masked anyway, but it must be in the table
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
 
 

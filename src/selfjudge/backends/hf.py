@@ -20,7 +20,7 @@ from selfjudge.backends import (
     SampleResult,
     Sampling,
 )
-from selfjudge.errors import ConfigError, DataError
+from selfjudge.errors import ConfigError, DataError, ModelError
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
 from selfjudge.models import ModelSource, context_length, load_model
@@ -63,6 +63,7 @@ class HFBackend:
         named: Any = self.causal.generation_config.eos_token_id
         self.ends = sorted({*named, self.renderer.end_of_turn()})
         self.head = output_head(self.causal)
+        self.num_embeddings: int = self.causal.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue]
         self.max_length = min(options.max_length or 1 << 30, context_length(self.model))
         self.token_budget = options.token_budget or (2048 if self.device.type == "cpu" else 16384)
         self._label_ids: dict[tuple[str, tuple[tuple[str, ...], ...]], tuple[tuple[int, ...], ...]] = {}
@@ -105,7 +106,16 @@ class HFBackend:
         truncated = len(ids) > self.max_length
         if truncated:
             text, ids = self._shorten(request, len(ids))
-        return _Asked(ids, self._resolve(text, request.labels), truncated)
+        return _Asked(self._known(ids), self._resolve(text, request.labels), truncated)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids themselves; raises ModelError for one without an embedding: it would fail deep inside the model."""
+        if max(ids) >= self.num_embeddings:
+            raise ModelError(
+                f"model {self.name}: its tokenizer gives the id {max(ids)}, but it has only {self.num_embeddings} "
+                "embeddings; tokenizer and weights do not belong together"
+            )
+        return ids
 
     def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
         """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
@@ -134,7 +144,7 @@ class HFBackend:
         self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> Iterator[list[SampleResult]]:
         """See `Backend`. Batches are planned over all requests, so that a restart draws from the same batches."""
-        prompts = [_Prompt(request, self.renderer.ids(request.messages)) for request in requests]
+        prompts = [_Prompt(request, self._known(self.renderer.ids(request.messages))) for request in requests]
         self._check_lengths(prompts, sampling)
         for start in range(0, len(prompts), PLANNED_TOGETHER):
             for batch in self._plan(prompts[start : start + PLANNED_TOGETHER], sampling):

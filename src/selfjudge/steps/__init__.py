@@ -8,15 +8,19 @@ changed is refused with the difference.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from selfjudge import __version__
 from selfjudge.backends import BACKENDS, Backend, BackendOptions
 from selfjudge.config import Options
 from selfjudge.inputs import Entry
-from selfjudge.store import Row, StepMeta, StepOutput, read_rows
+from selfjudge.store import Row, StepMeta, StepOutput, read_meta, read_rows
 
 Summary = dict[str, Any]
 
@@ -68,13 +72,26 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
     """What the step's rows are made with."""
     paths = {"input", "prompts", "benchmark"}  # compared by their content instead
     deciding = {name: value for name, value in config.deciding().items() if name not in paths}
+    if deciding.get("model"):
+        deciding["model"] = model_identity(deciding["model"])
     return StepMeta(step, deciding, inputs, versions())
+
+
+def model_identity(name: str) -> str:
+    """What a model is, wherever its folder stands: the digest of how it was trained here, else its path."""
+    folder = Path(name)
+    trained = read_meta(folder.parent / "training.jsonl") if folder.name == "model" else None
+    if trained is None:
+        return str(folder.resolve()) if folder.is_dir() else name
+    made = [trained["config"], sorted(source["sha256"] for source in trained["inputs"].values())]
+    digest = sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    return f"{folder.parent.name}/model, trained as {digest[:16]}"
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes; recorded with every result."""
-    found: dict[str, str] = {}
-    for package in ("selfjudge", "torch", "transformers", "peft", "accelerate"):
+    found = {"selfjudge": __version__}
+    for package in ("torch", "transformers", "peft", "accelerate"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import get_last_checkpoint
 
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
@@ -32,6 +31,8 @@ from selfjudge.trainer import Log, Objective, Policy, Preference, PreferenceTrai
 
 CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
+COMPLETE = "complete"
+UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
 TARGET_LOSSES = ("irepo", "soft-bce")
 
 
@@ -234,6 +235,7 @@ def _optimise(
     with console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
+            record = {name: value for name, value in record.items() if name not in UNUSABLE}
             kind = "validation" if "eval_loss" in record else "step" if "loss" in record else "total"
             key = f"{kind}-{step}"
             if key not in log.done_ids:
@@ -242,8 +244,27 @@ def _optimise(
 
         trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
         folder = out / "checkpoints"
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        trainer.add_callback(MarkComplete())
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     return _figures(out / "training.jsonl", steps)
+
+
+class MarkComplete(TrainerCallback):
+    """Puts a mark into every checkpoint that is whole: transformers writes one file after the other into its place."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole; those that a kill left in pieces are removed."""
+    steps: dict[int, Path] = {}
+    for found in folder.glob("checkpoint-*"):
+        if (found / COMPLETE).is_file():
+            steps[int(found.name.removeprefix("checkpoint-"))] = found
+        else:
+            shutil.rmtree(found)
+    return str(steps[max(steps)]) if steps else None
 
 
 def _arguments(config: TrainConfig, policy: Policy, out: Path, steps: int, validates: bool) -> TrainingArguments:
