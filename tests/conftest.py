@@ -1,6 +1,12 @@
-"""Fixtures that several test modules use."""
+"""Fixtures that several test modules use.
+
+One thread, here and in every child process: more only slow down models this small, and another number of threads sums
+in another order, so that results agree to rounding only.
+"""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

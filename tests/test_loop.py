@@ -158,8 +158,7 @@ def test_a_run_killed_again_and_again_ends_as_a_straight_one(here: Path, child_e
         "kills": KILLS,
     }
     program = [sys.executable, "-W", "error", str(Path(__file__).with_name("killing.py")), json.dumps(task)]
-    env = child_env | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(program, cwd=place, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(program, cwd=place, env=child_env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     print(told)
