@@ -43,7 +43,8 @@ def run(config: DemoConfig, console: Console) -> Summary:
     for judge in arms:
         console.say(f"arm {judge}")
         _share(out / arms[0], out / judge)
-        loop.run(arm(config, judge), console)
+        found = loop.run(arm(config, judge), console)
+        console.say(f"{judge}: {_change(found['start'], found[f'round-{config.rounds}'])}")
     return _figures(out, arms, config.rounds) | report.run(ReportConfig(run=str(out)), console)
 
 
@@ -63,6 +64,15 @@ def _share(first: Path, other: Path) -> None:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, target)
+
+
+def _change(start: Summary, last: Summary) -> str:
+    """The figures before and after, with their 95 % intervals over questions."""
+    return "; ".join(f"{name} {_shown(start[name])} -> {_shown(last[name])}" for name in ("sampled", "greedy"))
+
+
+def _shown(figure: Summary) -> str:
+    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
 
 
 def _figures(out: Path, arms: tuple[str, ...], rounds: int) -> Summary:
