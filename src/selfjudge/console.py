@@ -36,18 +36,23 @@ class Console:
 
 
 def table(summary: dict[str, Any], indent: str = "") -> str:
-    """A summary as aligned lines, nested objects indented."""
-    width = max((len(key) for key, value in summary.items() if not isinstance(value, dict)), default=0)
+    """A summary as aligned lines, nested objects indented; a figure with its interval stands on one line."""
+    width = max((len(key) for key, value in summary.items() if not _nested(value)), default=0)
     lines: list[str] = []
     for key, value in summary.items():
-        if isinstance(value, dict) and set(value) >= {"value", "low", "high"}:
-            lines.append(f"{indent}{key:<{width}}  {value['value']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]")
-        elif isinstance(value, dict):
+        if _nested(value):
             lines += [f"{indent}{key}", table(value, indent + "  ")]
         else:
             lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
     return "\n".join(lines)
 
 
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) and not set(value) >= {"value", "low", "high"}
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        numbers = ("nan" if value[name] is None else f"{value[name]:.3f}" for name in ("value", "low", "high"))
+        return "{} [{}, {}]".format(*numbers)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
