@@ -24,7 +24,7 @@ from selfjudge.errors import DataError, ModelError, StepError
 from selfjudge.models import ModelSource, load_model
 from selfjudge.records import Example, Message, Response
 from selfjudge.rendering import Renderer
-from selfjudge.steps.train import hash_share
+from selfjudge.steps.train import TOKENS_AT_ONCE, hash_share
 from selfjudge.store import read_rows
 from selfjudge.trainer import PreferenceTrainer
 
@@ -222,6 +222,22 @@ def test_memory_options_change_nothing(
     train(model_folder("llama"), sampled("llama"), str(tmp_path / "b"), **options | change)
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-5)
     assert difference(tmp_path / "a", tmp_path / "b") < 1e-6
+
+
+def test_a_backward_pass_holds_a_bounded_number_of_tokens(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The default micro-batch: 4 prompts are cut to 2 where only two of the longest fit, to 1 where none does."""
+    file = sampled("llama")
+    rows = [Example.from_json(row) for row in read_rows(file)]
+    longest = max(len(row.prompt_ids or ()) + sum(len(r.token_ids or ()) for r in row.responses) for row in rows)
+    for tokens, largest in ((4 * longest, 4), (4 * longest - 1, 2), (2 * longest, 2), (longest - 1, 1)):
+        seen = recorded_batches(monkeypatch)
+        monkeypatch.setitem(TOKENS_AT_ONCE, "cpu", tokens)
+        train(model_folder("llama"), file, str(tmp_path / str(tokens)), **FULL | {"epochs": 1})
+        assert max(len(batch) for batch in seen) == largest
+        assert sum(len(batch) for batch in seen) == PROMPTS
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("options", [FULL, LORA], ids=["full", "lora"])

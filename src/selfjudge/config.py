@@ -118,7 +118,7 @@ class TrainOptions(Options):
     epochs: int = option(1, "passes over the pairs", ge=1)
     batch_size: int = option(32, "prompts per optimiser step", ge=1)
     micro_batch: int = option(
-        0, "prompts per forward pass; 0: the whole batch on a CPU, 4 on a GPU", changes_result=False, ge=0
+        0, "prompts per backward pass; 0: as many as 2048 tokens hold, 4096 on a GPU", changes_result=False, ge=0
     )
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", gt=0)
     weight_decay: float = option(0.0, "AdamW weight decay", ge=0)

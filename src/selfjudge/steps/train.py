@@ -33,6 +33,7 @@ CHECKED = 32  # prompts on which the sampler's log-probabilities are compared wi
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
 COMPLETE = "complete"
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # whose activations are kept for one backward pass
 TARGET_LOSSES = ("irepo", "soft-bce")
 
 
@@ -231,7 +232,8 @@ def _optimise(
     console: Console,
 ) -> dict[str, Any]:
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    arguments = _arguments(config, policy, out, steps, bool(validation))
+    longest = max(preference.tree.num_tokens for preference in train)
+    arguments = _arguments(config, policy, out, steps, longest, bool(validation))
     with console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
@@ -267,9 +269,12 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(steps[max(steps)]) if steps else None
 
 
-def _arguments(config: TrainConfig, policy: Policy, out: Path, steps: int, validates: bool) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, policy: Policy, out: Path, steps: int, longest: int, validates: bool
+) -> TrainingArguments:
+    """Warm-up is rounded down: its first step has learning rate 0 and must not be the only one."""
     on_cpu = policy.model.device.type == "cpu"
-    micro = config.micro_batch or (config.batch_size if on_cpu else _divisor(config.batch_size, 4))
+    micro = config.micro_batch or _divisor(config.batch_size, TOKENS_AT_ONCE["cpu" if on_cpu else "cuda"] // longest)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         per_device_train_batch_size=micro,
@@ -277,9 +282,7 @@ def _arguments(config: TrainConfig, policy: Policy, out: Path, steps: int, valid
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
-        warmup_steps=int(
-            steps * config.warmup
-        ),  # the first of them has learning rate 0: none where it would be the only one
+        warmup_steps=int(steps * config.warmup),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
@@ -300,8 +303,8 @@ def _arguments(config: TrainConfig, policy: Policy, out: Path, steps: int, valid
 
 
 def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`."""
-    return max(divisor for divisor in range(1, limit + 1) if number % divisor == 0)
+    """The largest divisor of `number` up to `limit`, at least 1."""
+    return max(divisor for divisor in range(1, max(limit, 1) + 1) if number % divisor == 0)
 
 
 def _figures(path: Path, steps: int) -> dict[str, Any]:
