@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import make_prompts
+from models import make_model, make_prompts
 
 from selfjudge.cli import main
 from selfjudge.store import read_meta, read_rows
@@ -191,3 +191,15 @@ def test_json_and_table(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[:2] == ["prompts           20", "responses         80"]
     assert main([*command, "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_little_label_mass_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A random model spreads its probability over the whole vocabulary; the fake backend puts 4 fifths on the labels."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "1", "category": "math", "prompt": "one", "responses": ["this", "that"]}\n')
+    model = make_model(tmp_path / "model")
+    assert main(["judge", "--model", str(model), "--input", str(rows), "--out", str(tmp_path / "a.jsonl")]) == 0
+    assert "of the probability is on Yes and No" in capsys.readouterr().err
+    fake = ["--backend", "fake", "--model", "any"]
+    assert main(["judge", *fake, "--input", str(rows), "--out", str(tmp_path / "b.jsonl")]) == 0
+    assert "of the probability" not in capsys.readouterr().err

@@ -17,6 +17,7 @@ from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
 from selfjudge.store import Row, open_output
 
+LITTLE_MASS = 0.1
 JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
 
 
@@ -41,6 +42,12 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
                     written += rows if output.path is None else []
                     bar.update(len(rows))
         output.finish(summarise(all_rows(output, written)))
+        mass = output.summary["mean_label_mass"]
+        if mass is not None and mass < LITTLE_MASS:
+            console.say(
+                f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
+                "so its scores are mostly noise"
+            )
         return output.summary
 
 
