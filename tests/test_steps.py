@@ -194,7 +194,7 @@ def test_json_and_table(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_little_label_mass_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A random model spreads its probability over the whole vocabulary; the fake backend puts 4 fifths on the labels."""
+    """A random model spreads its probability over the vocabulary; the fake backend puts 4 fifths on the labels."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "1", "category": "math", "prompt": "one", "responses": ["this", "that"]}\n')
     model = make_model(tmp_path / "model")
