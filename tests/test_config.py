@@ -263,3 +263,14 @@ def test_remote_code_is_off_by_default_and_no_option_takes_a_secret() -> None:
         assert not [
             name for name in fields if any(word in name for word in ("api_key", "secret", "password", "hf_token"))
         ]
+
+
+def test_a_missing_option_does_not_hide_what_is_wrong_with_the_others(tmp_path: Path) -> None:
+    """Neither a missing model nor a wrong value keeps a missing file from being named."""
+    with pytest.raises(ConfigError) as error:
+        build_checked(AlignConfig, {"prompts": str(tmp_path / "none.jsonl"), "beta": "-1"})
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith("--model is needed") for line in lines)
+    assert any(line.startswith("--beta") for line in lines)
+    assert any("none.jsonl: no such file" in line for line in lines)

@@ -39,25 +39,26 @@ def build_checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
     try:
         config = build(kind, values)
     except ConfigError as error:
-        rest = _without_errors(kind, values)
-        raise ConfigError("\n".join([str(error), *(problems(rest) if rest else [])])) from None
+        raise ConfigError("\n".join([str(error), *problems(_without_errors(kind, values))])) from None
     found = list(problems(config))
     if found:
         raise ConfigError("\n".join(found))
     return config
 
 
-def _without_errors(kind: type[Config], values: Mapping[str, Any]) -> Config | None:
-    """The configuration with defaults in place of the values that are wrong; None where one is needed and missing."""
+STAND_INS = {"model": "lab", "prompts": "lab", "benchmark": "lab", "out": "runs/unnamed", "run": "."}
+"""For needed options that are missing, so that the others can be checked all the same."""
+
+
+def _without_errors(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """The configuration with defaults or stand-ins for the values that are wrong or missing."""
     known = {name: value for name, value in values.items() if name in kind.model_fields}
+    stand_ins = {name: STAND_INS[name] for name, field in kind.model_fields.items() if field.is_required()}
     try:
-        return kind.model_validate(known)
+        return kind.model_validate(stand_ins | known)
     except ValidationError as error:
         wrong = {str(entry["loc"][0]) for entry in error.errors()}
-    try:
-        return kind.model_validate({name: value for name, value in known.items() if name not in wrong})
-    except ValidationError:
-        return None
+    return kind.model_validate(stand_ins | {name: value for name, value in known.items() if name not in wrong})
 
 
 def problems(config: Options) -> Iterator[str]:
