@@ -7,9 +7,9 @@ import json
 import shutil
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import done, summary
 from models import CHATML, config_of, make_model, save_weights
 from transformers import AutoTokenizer
 
@@ -19,7 +19,7 @@ from selfjudge.cli import main
 from selfjudge.questions import load_questions
 from selfjudge.readers import read_examples
 from selfjudge.records import Message
-from selfjudge.store import read_meta, read_rows
+from selfjudge.store import read_rows
 
 FAKE = ["--backend", "fake", "--model", "fake", "--quiet"]
 FILES = {
@@ -32,17 +32,6 @@ FILES = {
 }
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "phi")
 FORMATS = (".jsonl", ".csv", ".parquet", ".txt")
-
-
-def done(*arguments: Any) -> None:
-    assert main([str(word) for word in arguments]) == 0
-
-
-def summary(file: Path) -> dict[str, Any]:
-    meta = read_meta(file)
-    assert meta is not None
-    assert meta["done"]
-    return meta["summary"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import done, summary
 from models import make_model, make_prompts
 
 from selfjudge.cli import main
-from selfjudge.store import read_meta, read_rows
+from selfjudge.store import read_rows
 
 FAKE = ["--backend", "fake", "--model", "fake", "--quiet"]
 PROGRAM = [sys.executable, "-W", "error", "-m", "selfjudge.cli"]
@@ -23,17 +24,6 @@ PROGRAM = [sys.executable, "-W", "error", "-m", "selfjudge.cli"]
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     return make_prompts(tmp_path / "prompts.jsonl", 20)
-
-
-def done(*arguments: Any) -> None:
-    assert main([str(word) for word in arguments]) == 0
-
-
-def summary(file: Path) -> dict[str, Any]:
-    meta = read_meta(file)
-    assert meta is not None
-    assert meta["done"]
-    return meta["summary"]
 
 
 def steps_in_files(prompts: Path, folder: Path) -> tuple[Path, Path, Path]:
