@@ -274,3 +274,10 @@ def test_a_missing_option_does_not_hide_what_is_wrong_with_the_others(tmp_path: 
     assert any(line.startswith("--model is needed") for line in lines)
     assert any(line.startswith("--beta") for line in lines)
     assert any("none.jsonl: no such file" in line for line in lines)
+
+
+@pytest.mark.parametrize(("command", "name"), [("judge", "thinking"), ("sample", "token_budget")])
+def test_a_command_has_no_option_that_it_would_ignore(command: str, name: str) -> None:
+    """A judge's question opens no thinking part; sampling packs no rows."""
+    assert name not in COMMANDS[command][0].model_fields
+    assert name in COMMANDS["align"][0].model_fields

@@ -192,7 +192,7 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (JudgeConfig, "questions", "judge", ("yes-no",)),
     (JudgeConfig, "in_place", "judge", ("yes-no",)),
     (JudgeConfig, "seed", "judge", ("random",)),
-    *[(JudgeConfig, name, "judge", ("yes-no",)) for name in ModelOptions.model_fields],
+    *[(JudgeConfig, name, "judge", ("yes-no",)) for name in (*ModelOptions.model_fields, "token_budget")],
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [

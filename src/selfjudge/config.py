@@ -53,14 +53,24 @@ class ModelOptions(Options):
     threads: int = option(
         0, "CPU threads; 0: PyTorch's choice; 1 is fastest for tiny models", changes_result=False, ge=0
     )
-    thinking: bool = option(False, "let sampled answers open with a thinking part, where the chat template has one")
     max_length: int = option(0, "tokens of prompt and response together; 0: the model's context", ge=0)
+
+
+class ThinkingOptions(Options):
+    """How answers are rendered; a judge's question never opens a thinking part."""
+
+    thinking: bool = option(False, "let sampled answers open with a thinking part, where the chat template has one")
+
+
+class RowOptions(Options):
+    """How much is computed at a time where responses are read, not drawn."""
+
     token_budget: int = option(
         0, "tokens in one packed row; 0: 2048 on a CPU, 16384 on a GPU", changes_result=False, ge=0
     )
 
 
-class DrawOptions(Options):
+class DrawOptions(ThinkingOptions):
     """How responses are drawn."""
 
     temperature: float = option(0.7, "0 is greedy", ge=0)
@@ -80,7 +90,7 @@ class SampleOptions(DrawOptions):
     num_responses: int = option(4, "responses per prompt", ge=1)
 
 
-class JudgeOptions(Options):
+class JudgeOptions(RowOptions):
     """Who judges, and how it is asked."""
 
     judge: Literal["yes-no", "oracle", "random"] = option(
@@ -100,7 +110,7 @@ class SelectOptions(Options):
     keep_unfinished: bool = option(False, "keep responses that hit the token limit")
 
 
-class TrainOptions(Options):
+class TrainOptions(ThinkingOptions, RowOptions):
     """The loss and how it is minimised."""
 
     loss: Literal["dpo", "soft-bce", "azar", "irepo"] = option("dpo", "preference loss")
@@ -131,7 +141,7 @@ class TrainOptions(Options):
     )
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(RowOptions):
     """What a model is measured on."""
 
     benchmark: str | None = option(
