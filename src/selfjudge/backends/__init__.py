@@ -9,7 +9,7 @@ A backend does three things (`label_logprobs`, `generate`, `close`); what the fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -25,13 +25,15 @@ class LabelRequest:
 
     `group` names the example: neighbours of one group share their beginning. `render(text)` gives the messages to
     show; `text` (the response) is the part whose middle may be cut when the whole is longer than the context. `labels`
-    holds the spellings of each label.
+    holds the spellings of each label. Without `with_mass` the total probability of the labels is not computed, and only
+    differences of the log-probabilities mean anything.
     """
 
     group: str
     render: Callable[[str], Messages]
     text: str
     labels: tuple[tuple[str, ...], ...]
+    with_mass: bool = True
 
 
 class LabelResult(NamedTuple):
@@ -60,19 +62,32 @@ class Sampling:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+@dataclass(frozen=True)
+class FollowUp:
+    """A question put to the model as the user's next turn, behind each response that it has just sampled.
+
+    The answer's labels are read from the key-value cache that sampling built: only the question is computed.
+    """
+
+    question: str
+    labels: tuple[tuple[str, ...], ...]
+
+
 class SampleRequest(NamedTuple):
     """`key` names the prompt; with the seed it fixes the random numbers of its samples."""
 
     key: str
     messages: Messages
+    follow_up: FollowUp | None = None
 
 
 class SampleResult(NamedTuple):
-    """`prompt_ids` is the rendered prompt that the responses continue."""
+    """`prompt_ids` is the rendered prompt that the responses continue; `answers` (to the follow-up) one per response."""
 
     key: str
     prompt_ids: tuple[int, ...]
     responses: tuple[Response, ...]
+    answers: tuple[LabelResult, ...] = ()
 
 
 class Backend(Protocol):
@@ -83,12 +98,12 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> Iterator[list[SampleResult]]:
         """Yields results batch by batch, leaving out batches whose keys are all in `done`.
 
-        Batches depend on the requests alone, not on `done`. A prompt too long for the model raises DataError before
-        anything is sampled.
+        `requests` is iterated twice and never held as a whole: first to find prompts that are too long for the model
+        (DataError, before anything is sampled), then to sample. Batches depend on the requests alone, not on `done`.
         """
         ...
 
