@@ -122,7 +122,7 @@ def test_the_same_answer_for_any_text_before_the_question(model_folder: Callable
     model = backend(model_folder("llama"))
     asked = [request("x", "Is it?", text) for text in ("Yes", "Yes ", "No\n\n", " ", "Answer: ")]
     model.label_logprobs(asked)
-    assert len(set(model._label_ids.values())) == 1
+    assert len(set(model.prompts._label_ids.values())) == 1
     found = model.label_logprobs(asked)
     torch.testing.assert_close(values(found), values([plain(model, one) for one in asked]), rtol=1e-5, atol=1e-5)
 

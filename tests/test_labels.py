@@ -12,7 +12,7 @@ import pytest
 import tiny
 from transformers import AddedToken, AutoTokenizer
 
-from selfjudge.backends.hf import HFBackend
+from selfjudge.backends.prompts import Prompts
 from selfjudge.errors import ModelError
 from selfjudge.labels import resolve, resolve_groups
 from selfjudge.questions import Questions, load_questions
@@ -176,11 +176,8 @@ def test_phi3_after_its_own_header(shared_tokenizers: Path):
 # The backend's cache: what stands before the end of the prompt must not matter
 
 
-def resolver(renderer: Renderer) -> HFBackend:
-    """A backend with everything that resolving needs, and no model."""
-    backend = HFBackend.__new__(HFBackend)
-    backend.renderer, backend.name, backend._label_ids = renderer, renderer.name, {}
-    return backend
+def resolver(renderer: Renderer) -> Prompts:
+    return Prompts(renderer, renderer.name, num_embeddings=1 << 30, max_length=1 << 30)
 
 
 def prompts(renderer: Renderer, questions: Questions, folder: Path) -> list[str]:

@@ -98,6 +98,12 @@ class Renderer:
         whole = self.text([Message("user", "question"), Message("assistant", PROBE)], answer_follows=False)
         return self._end(whole[whole.rindex(PROBE) :], PROBE)
 
+    def follow_up(self, question: str) -> str:
+        """What comes behind the text of an answer when the user's next turn is `question`, up to the next answer."""
+        turns = [Message("user", "question"), Message("assistant", PROBE), Message("user", question)]
+        whole = self.text(turns, thinking=False)
+        return whole[whole.rindex(PROBE) + len(PROBE) :]
+
     def _end(self, turn: str, response: str) -> int:
         """The token that ends the assistant's turn: the template's own where it writes one, else the tokenizer's."""
         behind = turn[turn.find(response) + len(response) :].lstrip() if self.has_template else ""

@@ -82,7 +82,7 @@ class SampleRequest(NamedTuple):
 
 
 class SampleResult(NamedTuple):
-    """`prompt_ids` is the rendered prompt that the responses continue; `answers` (to the follow-up) one per response."""
+    """`prompt_ids` is the rendered prompt that the responses continue; `answers` to the follow-up, one per response."""
 
     key: str
     prompt_ids: tuple[int, ...]

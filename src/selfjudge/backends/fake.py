@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from selfjudge.backends import BackendOptions, LabelRequest, LabelResult, SampleRequest, SampleResult, Sampling
 from selfjudge.records import Response
@@ -31,11 +32,11 @@ class FakeBackend:
         return LabelResult(tuple(math.log(weight / total) for weight in weights), sum(weights) / total, False)
 
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> Iterator[list[SampleResult]]:
         """Batches of up to 8 prompts; token ids are the bytes of the text and an end token 0."""
-        for start in range(0, len(requests), 8):
-            batch = requests[start : start + 8]
+        remaining = iter(requests)
+        while batch := list(islice(remaining, 8)):
             if not all(request.key in done for request in batch):
                 yield [self._sample(request, sampling) for request in batch]
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
-from typing import Any, NamedTuple
+from itertools import groupby, islice
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from selfjudge import labels
 from selfjudge.backends import (
     BackendOptions,
     LabelRequest,
@@ -20,33 +19,17 @@ from selfjudge.backends import (
     SampleResult,
     Sampling,
 )
-from selfjudge.errors import ConfigError, DataError, ModelError
+from selfjudge.backends.prompts import Asked, Prompt, Prompts
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
 from selfjudge.models import ModelSource, context_length, load_model
 from selfjudge.records import Response
-from selfjudge.rendering import CUT, Renderer
+from selfjudge.rendering import Renderer
 from selfjudge.rows import Branch, Row, pack, tree_of
 from selfjudge.sampling import Drawn, draw
 
-LABEL_TAIL = 64  # characters at a prompt's end that decide which ids continue it as a label
-PLANNED_TOGETHER = (
-    1024  # prompts sorted by length together: batches waste little, the file order stays about the input's
-)
+PLANNED_TOGETHER = 1024  # prompts sorted by length together: little waste, and an output about in the input's order
 CACHE_BYTES_CPU = 2 << 30
-
-
-class _Asked(NamedTuple):
-    """A label request, ready to run."""
-
-    ids: list[int]
-    groups: tuple[tuple[int, ...], ...]
-    truncated: bool
-
-
-class _Prompt(NamedTuple):
-    request: SampleRequest
-    ids: list[int]
 
 
 class HFBackend:
@@ -63,10 +46,13 @@ class HFBackend:
         named: Any = self.causal.generation_config.eos_token_id
         self.ends = sorted({*named, self.renderer.end_of_turn()})
         self.head = output_head(self.causal)
-        self.num_embeddings: int = self.causal.get_input_embeddings().num_embeddings  # pyright: ignore[reportAttributeAccessIssue]
-        self.max_length = min(options.max_length or 1 << 30, context_length(self.model))
+        self.prompts = Prompts(
+            self.renderer,
+            model,
+            self.causal.get_input_embeddings().num_embeddings,  # pyright: ignore[reportArgumentType]
+            min(options.max_length or 1 << 30, context_length(self.model)),
+        )
         self.token_budget = options.token_budget or (2048 if self.device.type == "cpu" else 16384)
-        self._label_ids: dict[tuple[str, tuple[tuple[str, ...], ...]], tuple[tuple[int, ...], ...]] = {}
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -80,7 +66,7 @@ class HFBackend:
     @torch.no_grad()
     def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
         """See `Backend`. One packed row after the other; neighbours of one group share their prefix."""
-        asked = [self._ask(request) for request in requests]
+        asked = [self.prompts.ask(request) for request in requests]
         groups = groupby(range(len(asked)), key=lambda i: (requests[i].group, asked[i].ids[0]))
         trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
         results: dict[int, LabelResult] = {}
@@ -89,9 +75,9 @@ class HFBackend:
                 results.update(self._read_row(row, forward(row), asked))
         return [results[i] for i in range(len(asked))]
 
-    def _read_row(self, row: Row, hidden: Tensor, asked: Sequence[_Asked]) -> Iterator[tuple[int, LabelResult]]:
+    def _read_row(self, row: Row, hidden: Tensor, asked: Sequence[Asked]) -> Iterator[tuple[int, LabelResult]]:
         def ids_of(branch: Branch) -> tuple[tuple[int, ...], ...]:
-            return asked[branch.index].groups
+            return asked[branch.index].label_ids
 
         for groups, members in groupby(sorted(row.branches, key=ids_of), key=ids_of):
             branches = list(members)
@@ -100,74 +86,22 @@ class HFBackend:
             for branch, values, total in zip(branches, logprobs.tolist(), mass.tolist(), strict=True):
                 yield branch.index, LabelResult(tuple(values), total, asked[branch.index].truncated)
 
-    def _ask(self, request: LabelRequest) -> _Asked:
-        text = self.renderer.text(request.render(request.text), thinking=False)
-        ids = self.renderer.encode(text)
-        truncated = len(ids) > self.max_length
-        if truncated:
-            text, ids = self._shorten(request, len(ids))
-        return _Asked(self._known(ids), self._resolve(text, request.labels), truncated)
-
-    def _known(self, ids: list[int]) -> list[int]:
-        """The ids themselves; raises ModelError for one without an embedding: it would fail deep inside the model."""
-        if max(ids) >= self.num_embeddings:
-            raise ModelError(
-                f"model {self.name}: its tokenizer gives the id {max(ids)}, but it has only {self.num_embeddings} "
-                "embeddings; tokenizer and weights do not belong together"
-            )
-        return ids
-
-    def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
-        """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
-        keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
-        while keep > 0:
-            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)), thinking=False)
-            ids = self.renderer.encode(text)
-            if len(ids) <= self.max_length:
-                return text, ids
-            keep -= len(ids) - self.max_length
-        raise DataError(
-            f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
-            "remove the row or use a model with a longer context"
-        )
-
-    def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        key = (text[-LABEL_TAIL:], words)
-        if key not in self._label_ids:
-            self._label_ids[key] = labels.resolve_groups(self.renderer.encode, text, words, self.name)
-        return self._label_ids[key]
-
     # Samples
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> Iterator[list[SampleResult]]:
-        """See `Backend`. Batches are planned over all requests, so that a restart draws from the same batches."""
-        prompts = [_Prompt(request, self._known(self.renderer.ids(request.messages))) for request in requests]
-        self._check_lengths(prompts, sampling)
-        for start in range(0, len(prompts), PLANNED_TOGETHER):
-            for batch in self._plan(prompts[start : start + PLANNED_TOGETHER], sampling):
+        """See `Backend`. Batches are planned over windows of the requests, the same ones on a restart."""
+        self.prompts.check(requests, sampling)
+        remaining = iter(requests)
+        while window := [self.prompts.of(request) for request in islice(remaining, PLANNED_TOGETHER)]:
+            for batch in self._plan(window, sampling):
                 if not all(prompt.request.key in done for prompt in batch):
                     yield self._sample_batch(batch, sampling)
 
-    def _check_lengths(self, prompts: Sequence[_Prompt], sampling: Sampling) -> None:
-        room = self.max_length - sampling.max_new_tokens
-        if room < 1:
-            raise ConfigError(
-                f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
-                f"tokens of {self.name}; use less"
-            )
-        long = [prompt for prompt in prompts if len(prompt.ids) > room]
-        if long:
-            raise DataError(
-                f"{len(long)} of {len(prompts)} prompts are too long, the first is {long[0].request.key} with "
-                f"{len(long[0].ids)} tokens: at most {room} fit beside {sampling.max_new_tokens} new ones in the "
-                f"{self.max_length} of {self.name}; remove them or lower --max-new-tokens"
-            )
-
-    def _plan(self, prompts: Sequence[_Prompt], sampling: Sampling) -> Iterable[list[_Prompt]]:
-        batch: list[_Prompt] = []
+    def _plan(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterable[list[Prompt]]:
+        batch: list[Prompt] = []
         for prompt in sorted(prompts, key=lambda p: (len(p.ids), p.request.key)):
             length = len(prompt.ids) + sampling.max_new_tokens
             if batch and (len(batch) + 1) * sampling.num_responses > self._batch_limit(length):
@@ -192,7 +126,7 @@ class HFBackend:
             return CACHE_BYTES_CPU
         return torch.cuda.get_device_properties(self.device).total_memory // 3
 
-    def _sample_batch(self, batch: Sequence[_Prompt], sampling: Sampling) -> list[SampleResult]:
+    def _sample_batch(self, batch: Sequence[Prompt], sampling: Sampling) -> list[SampleResult]:
         width = max(len(prompt.ids) for prompt in batch)
         pad = self.causal.generation_config.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
         ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.device)

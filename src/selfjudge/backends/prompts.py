@@ -1,0 +1,135 @@
+"""From requests to token ids, the same for every backend that holds a model's tokenizer.
+
+    prompts = Prompts(renderer, name="my-model", num_embeddings=32000, max_length=4096)
+    prompts.ask(label_request).ids          # ends where the label stands
+    prompts.check(sample_requests, sampling)
+    prompts.of(sample_request).ids          # ends where the answer starts
+
+Cutting, label ids in context and all refusals are here, so that backends differ in speed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from selfjudge import labels
+from selfjudge.backends import FollowUp, LabelRequest, SampleRequest, Sampling
+from selfjudge.errors import ConfigError, DataError, ModelError
+from selfjudge.rendering import CUT, Renderer
+
+LABEL_TAIL = 64  # characters at a prompt's end that decide which ids continue it as a label
+
+LabelIds = tuple[tuple[int, ...], ...]
+
+
+class Asked(NamedTuple):
+    """A label request, ready to run: `label_ids` has one tuple of ids per label."""
+
+    ids: list[int]
+    label_ids: LabelIds
+    truncated: bool
+
+
+class Prompt(NamedTuple):
+    """A prompt to sample from, ready to run."""
+
+    request: SampleRequest
+    ids: list[int]
+
+
+class Question(NamedTuple):
+    """What stands between the last word of a response and the answer to a follow-up question."""
+
+    ids: list[int]
+    label_ids: LabelIds
+
+
+class Prompts:
+    """Prepares requests for the model called `name`, whose context is `max_length` tokens."""
+
+    def __init__(self, renderer: Renderer, name: str, num_embeddings: int, max_length: int) -> None:
+        self.renderer = renderer
+        self.name = name
+        self.num_embeddings = num_embeddings
+        self.max_length = max_length
+        self._label_ids: dict[tuple[str, tuple[tuple[str, ...], ...]], LabelIds] = {}
+        self._questions: dict[FollowUp, Question] = {}
+
+    def ask(self, request: LabelRequest) -> Asked:
+        """The prompt that the label follows; the middle of the response is cut where the whole is too long."""
+        text = self.renderer.text(request.render(request.text), thinking=False)
+        ids = self.renderer.encode(text)
+        truncated = len(ids) > self.max_length
+        if truncated:
+            text, ids = self._shorten(request, len(ids))
+        return Asked(self._known(ids), self._resolve(text, request.labels), truncated)
+
+    def of(self, request: SampleRequest) -> Prompt:
+        """The prompt that a response continues."""
+        return Prompt(request, self._known(self.renderer.ids(request.messages)))
+
+    def question(self, follow_up: FollowUp) -> Question:
+        """A follow-up question, from the end of the response on (the token that ends it included) to its answer."""
+        if follow_up not in self._questions:
+            text = self.renderer.follow_up(follow_up.question)
+            ids = self._known(self.renderer.tokenizer.encode(text, add_special_tokens=False))
+            self._questions[follow_up] = Question(ids, self._resolve(text, follow_up.labels))
+        return self._questions[follow_up]
+
+    def check(self, requests: Iterable[SampleRequest], sampling: Sampling) -> None:
+        """Raises DataError with the number of prompts that are too long, ConfigError where none could fit."""
+        count = too_long = 0
+        first = ""
+        for request in requests:
+            count += 1
+            length, room = len(self.of(request).ids), self._room(request, sampling)
+            if length > room:
+                too_long += 1
+                first = first or (
+                    f"{request.key} with {length} tokens: at most {room} fit beside {sampling.max_new_tokens} new ones"
+                )
+        if too_long:
+            raise DataError(
+                f"{too_long} of {count} prompts are too long, the first is {first} in the {self.max_length} of "
+                f"{self.name}; remove them or lower --max-new-tokens"
+            )
+
+    def _room(self, request: SampleRequest, sampling: Sampling) -> int:
+        question = len(self.question(request.follow_up).ids) if request.follow_up else 0
+        room = self.max_length - sampling.max_new_tokens - question
+        if room < 1:
+            raise ConfigError(
+                f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
+                f"tokens of {self.name}; use less"
+            )
+        return room
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids themselves; raises ModelError for one without an embedding: it would fail deep inside the model."""
+        if max(ids) >= self.num_embeddings:
+            raise ModelError(
+                f"model {self.name}: its tokenizer gives the id {max(ids)}, but it has only {self.num_embeddings} "
+                "embeddings; tokenizer and weights do not belong together"
+            )
+        return ids
+
+    def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
+        """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
+        keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
+        while keep > 0:
+            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)), thinking=False)
+            ids = self.renderer.encode(text)
+            if len(ids) <= self.max_length:
+                return text, ids
+            keep -= len(ids) - self.max_length
+        raise DataError(
+            f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
+            "remove the row or use a model with a longer context"
+        )
+
+    def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> LabelIds:
+        key = (text[-LABEL_TAIL:], words)
+        if key not in self._label_ids:
+            self._label_ids[key] = labels.resolve_groups(self.renderer.encode, text, words, self.name)
+        return self._label_ids[key]
