@@ -11,14 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "selfjudge"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"}
-PURE = ("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "forms", "config")
+PURE = ("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "forms", "ids", "config")
 LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
     ("judges", "measures", "trainer", "categories", "backends", "benchmarks", "inputs"),
     ("models", "rendering", "forward", "head", "attention", "sampling", "store", "console", "readers", "model_names"),
-    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "lab"),
+    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "ids", "lab"),
     ("records",),
     ("errors",),
 )

@@ -5,7 +5,7 @@
 
 The extension says the format: .jsonl .ndjson .json .csv .tsv .txt (one prompt a line), each also with .gz, and
 .parquet; `-` reads JSONL from standard input. JSONL, CSV and text stream, Parquet comes in batches, JSON is loaded
-whole; of the rows gone by only the ids are kept. `selfjudge.forms` lists the columns. Row numbers count from 1: lines
+whole; of the rows gone by only digests of the ids are kept. `selfjudge.forms` lists the columns. Row numbers count from 1: lines
 of a JSONL or text file, spreadsheet rows of a table (its header is row 1), entries of a JSON or Parquet file.
 """
 
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 
 from selfjudge.errors import ConfigError, DataError
 from selfjudge.forms import Row, RowError, example_from_row
+from selfjudge.ids import IdTable
 from selfjudge.records import Example, Message
 
 PARQUET_BATCH = 256
@@ -61,8 +62,7 @@ def _examples(
     source: str, rows: NumberedRows, need: Collection[str], keep_ids: bool, keep_categories: bool
 ) -> Iterator[Example]:
     name = _shown(source)
-    seen: dict[str, int] = {}
-    copies: dict[str, int] = {}
+    seen, copies = IdTable(), IdTable()
     for number, row in rows:
         try:
             example = example_from_row(row, keep_categories)
@@ -99,12 +99,12 @@ def hash_share(key: str) -> float:
     return int.from_bytes(blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") / 2**64
 
 
-def _derived_id(messages: tuple[Message, ...], seen: dict[str, int], copies: dict[str, int]) -> str:
+def _derived_id(messages: tuple[Message, ...], seen: IdTable, copies: IdTable) -> str:
     """The content's id; a prompt that is repeated gets -2, -3, ... ."""
     key = content_id(messages)
     if key not in seen:
         return key
-    copies[key] = copies.get(key, 1) + 1
+    copies[key] = copies[key] + 1 if key in copies else 2
     return f"{key}-{copies[key]}"
 
 

@@ -29,6 +29,7 @@ from typing import Any, NoReturn, cast
 
 from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.forms import RowError
+from selfjudge.ids import IdTable
 from selfjudge.readers import parse_json
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ class StepOutput:
     def __init__(self, path: Path | None, descriptor: int, meta: StepMeta) -> None:
         self.path = path
         """None for standard output."""
-        self.done_ids: set[str] = set()
+        self.done_ids = IdTable()
         """Ids of the rows that are safe; left empty when the step was found finished."""
         self.finished = False
         """True when the step has already been finished with the same options; there is nothing left to do."""
@@ -84,7 +85,8 @@ class StepOutput:
                 os.ftruncate(self._descriptor, self._size)
             raise self._not_written(error) from error
         self._size += len(content)
-        self.done_ids |= ids
+        for key in ids:
+            self.done_ids[key] = len(self.done_ids)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Makes the rows durable, then marks the step as done. NaN in `summary` becomes null."""
@@ -194,9 +196,9 @@ def _lock(descriptor: int, path: Path) -> None:
         raise StepError(f"{path}: another process is writing it; wait for that, or give another --out") from None
 
 
-def _whole_rows(path: Path) -> tuple[set[str], int]:
+def _whole_rows(path: Path) -> tuple[IdTable, int]:
     """The ids of the whole rows and the bytes they take; the rest of the file is a torn last line."""
-    ids: set[str] = set()
+    ids = IdTable()
     size = 0
     torn: int | None = None
     with path.open("rb") as lines:
@@ -209,7 +211,7 @@ def _whole_rows(path: Path) -> tuple[set[str], int]:
                 continue
             if key in ids:
                 raise DataError.at(str(path), number, f"id {key!r} for the second time; {_MENDING}")
-            ids.add(key)
+            ids[key] = number
             size += len(line)
     return ids, size
 
