@@ -16,7 +16,7 @@ LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
-    ("judges", "measures", "trainer", "categories", "backends", "benchmarks", "inputs"),
+    ("judges", "measures", "trainer", "preferences", "categories", "backends", "benchmarks", "inputs"),
     ("models", "rendering", "forward", "head", "attention", "sampling", "store", "console", "readers", "model_names"),
     ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "ids", "lab"),
     ("records",),

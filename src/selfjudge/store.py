@@ -77,7 +77,7 @@ class StepOutput:
         ids = self._new_ids(rows)
         content = "".join(json_line(row) for row in rows).encode("utf-8")
         try:
-            _write_all(self._descriptor, content)
+            write_all(self._descriptor, content)
         except BrokenPipeError:
             _leave_closed_pipe(self._descriptor)
         except OSError as error:
@@ -361,7 +361,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
+    """Raises OSError; a part may then have been written."""
     rest = memoryview(content)
     while rest:  # one write, unless the disk or a pipe takes only a part
         rest = rest[os.write(descriptor, rest) :]

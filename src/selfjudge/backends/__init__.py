@@ -9,7 +9,7 @@ A backend does three things (`label_logprobs`, `generate`, `close`); what the fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -98,7 +98,7 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
         """Yields results batch by batch, leaving out batches whose keys are all in `done`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -90,7 +90,7 @@ class HFBackend:
 
     @torch.no_grad()
     def generate(
-        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
         """See `Backend`. Batches are planned over windows of the requests, the same ones on a restart."""
         self.prompts.check(requests, sampling)

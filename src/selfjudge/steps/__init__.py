@@ -9,9 +9,10 @@ changed is refused with the difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from selfjudge import __version__
 from selfjudge.backends import BACKENDS, Backend, BackendOptions
 from selfjudge.config import Options
 from selfjudge.inputs import Entry
+from selfjudge.records import Example
 from selfjudge.store import Row, StepMeta, StepOutput, read_meta, read_rows
 
 Summary = dict[str, Any]
@@ -99,6 +101,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def all_rows(output: StepOutput, written: list[Row]) -> Iterable[Row]:
-    """Every row of the output, those of earlier starts included; on a pipe, those written now."""
-    return written if output.path is None else read_rows(output.path)
+def earlier_rows(output: StepOutput) -> Iterator[Row]:
+    """The rows that were there when the output was opened; none on a pipe."""
+    return iter(()) if output.path is None else read_rows(output.path)
+
+
+def groups_of(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The examples in their order, `size` at a time."""
+    remaining = iter(examples)
+    while group := list(islice(remaining, size)):
+        yield group
