@@ -74,7 +74,7 @@ def examples_of(
         if key in seen:
             raise DataError.at(name, number, f"id {key!r} is that of row {seen[key]} too; {_SAME_ID}")
         seen[key] = number
-        yield replace(example, id=key)
+        yield example if example.id == key else replace(example, id=key)
     if not seen:
         raise DataError.at(name, None, "no rows")
 
@@ -214,7 +214,7 @@ def _object(value: Any, name: str, number: int, hint: str) -> Row:
 def parse_json(text: str) -> Any:
     """The value of a JSON text, which must be possible to write again. Raises RowError."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = JSON.decode(text)
         if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is no character and cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
@@ -229,6 +229,9 @@ def parse_json(text: str) -> Any:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON number; write null for a missing one")
+
+
+JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for every row
 
 
 def _csv(stream: BinaryIO, name: str, delimiter: str = ",") -> NumberedRows:

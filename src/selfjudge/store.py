@@ -36,6 +36,8 @@ Row = dict[str, Any]
 
 BLOCK = 1 << 20
 """Bytes read at a time for a digest."""
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+"""Of rows; json.dumps would make one for every row."""
 PIPE_CLOSED = 128 + 13
 """Exit code of a program whose reader went away, as `head` leaves it (SIGPIPE)."""
 
@@ -282,7 +284,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
 def json_line(row: Row) -> str:
     """One row as a line. Raises ValueError for NaN, which JSON does not have."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return JSON.encode(row) + "\n"
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
