@@ -92,10 +92,18 @@ def label_logprobs(
     grouped = torch.stack([part.logsumexp(-1) for part in values.split([len(group) for group in groups], -1)], -1)
     if not with_mass:
         return grouped, torch.full(hidden.shape[:1], torch.nan)
-    everything = head.logits(hidden)  # (items, V)
-    everything[:, flat] = values  # the same figures in both sums, else rounded logits give a mass above 1
-    logprobs = grouped - everything.logsumexp(-1, keepdim=True)
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    parts = zip(hidden.split(size), values.split(size), strict=True)
+    total = torch.cat([_log_total(head, states, flat, own) for states, own in parts])
+    logprobs = grouped - total[:, None]
     return logprobs, logprobs.logsumexp(-1).exp()
+
+
+def _log_total(head: Head, hidden: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """(items,) log-sum-exp over the vocabulary, with the logits `values` (items, ids) that are known already."""
+    everything = head.logits(hidden)  # (items, V)
+    everything[:, ids] = values  # the same figures in both sums, else rounded logits give a mass above 1
+    return everything.logsumexp(-1)
 
 
 def response_logps(head: Head, hidden: Tensor, row: Row) -> Tensor:

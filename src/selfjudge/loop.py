@@ -41,7 +41,7 @@ def run(config: AlignConfig, console: Console) -> Summary:
     if not (out / RUN_FILE).exists():
         _record(config, out)
     found: Summary = {}
-    with OpenModel() as model:
+    with OpenModel(console.say) as model:
         found["start"] = _evaluate(config, config.model, out / "start", held_out, console, model)
         current = config.model
         for number in range(1, config.rounds + 1):

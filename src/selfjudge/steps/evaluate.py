@@ -34,7 +34,7 @@ def run(
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own:
+        with OpenModel(console.say) as own:
             opened = model or own
             backend, judge = opened.get(config), make_judge(config, opened)
             with console.progress("evaluate", len(rows), len(output.done_ids)) as bar:

@@ -30,7 +30,7 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own:
+        with OpenModel(console.say) as own:
             judge = make_judge(config, model or own, config.judge, config.seed)
             with console.progress("judge", len(examples), len(output.done_ids)) as bar:
                 for start in range(0, len(examples), JUDGED_TOGETHER):
@@ -65,7 +65,8 @@ def check_references(examples: Iterable[Example], source: str) -> None:
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
     """The judge called `name` with the wording and layout of the config."""
     backend = model.get(config) if name in NEEDS_MODEL else None
-    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed))
+    mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
+    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed, mass_share))
 
 
 def summarise(rows: Iterable[Row]) -> Summary:

@@ -22,7 +22,7 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
         if output.finished:
             return output.summary
         written: list[Row] = []
-        with OpenModel() as own:
+        with OpenModel(console.say) as own:
             backend = (model or own).get(config)
             by_id = {example.id: example for example in examples}
             requests = [SampleRequest(example.id, example.messages) for example in examples]

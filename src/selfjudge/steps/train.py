@@ -19,8 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
+from selfjudge.forward import causal_lm
 from selfjudge.inputs import entry, read_scorable
 from selfjudge.losses import loss_options
+from selfjudge.memory import tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
@@ -92,10 +94,11 @@ def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOut
     rendered = [_preference(example, renderer, config) for example in examples]
     preferences = _fitting(rendered, min(config.max_length or 1 << 30, context_length(model)), config, console)
     model = _trainable(model, config)
-    policy = Policy(model, max(_longest(p) for p in preferences), _objective(config, source))
+    longest = max(_longest(p) for p in preferences)
+    policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
     with policy.forward:
-        if policy.forward.padded_because:
-            console.say(f"train: padded batches instead of packed rows, because {policy.forward.padded_because}")
+        if policy.forward.unpacked_because:
+            console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
         preferences, origin = _with_reference(policy, preferences, config, console)
         train, validation = _split(preferences, config.validation)
         figures = _optimise(config, policy, train, validation, out, log, console)
@@ -113,10 +116,10 @@ def _weight_dtype(config: TrainConfig) -> str:
     return config.dtype if config.lora_rank else "float32"
 
 
-def _objective(config: TrainConfig, source: ModelSource) -> Objective:
+def _objective(config: TrainConfig, source: ModelSource, model: PreTrainedModel) -> Objective:
     options = {name: float(getattr(config, name)) for name in loss_options(config.loss)}
     compute = replace(source, dtype=config.dtype).torch_dtype()
-    budget = config.token_budget or (2048 if source.torch_device().type == "cpu" else 16384)
+    budget = config.token_budget or tokens_per_row(model)
     return Objective(config.loss, options, budget, None if compute == torch.float32 else compute)
 
 
