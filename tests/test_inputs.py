@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from models import make_prompts
 
-from selfjudge.errors import DataError, StepError
+from selfjudge.errors import DataError
 from selfjudge.inputs import read_prompts, read_scorable, survey
 from selfjudge.records import Example
 from selfjudge.store import file_entry
@@ -79,19 +81,31 @@ def test_a_bad_row_is_said_before_anything_is_computed(file: Path, monkeypatch: 
     assert stream.read() == b'{"prompt": "later"}\n'
 
 
-def test_no_room_for_what_a_pipe_sends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe(monkeypatch, file.read_bytes())
+def test_no_room_for_what_a_pipe_sends(tmp_path: Path, child_env: dict[str, str]) -> None:
+    """The limit on the size of a file stands for the disk."""
 
-    def full(*_: object) -> Iterator[bytes]:
-        raise OSError(28, "No space left on device")
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    class Full(io.BytesIO):
-        write = full  # type: ignore[assignment]
+    rows = "".join(f'{{"id": "{number}", "prompt": "one?"}}\n' for number in range(1000))
+    command = [sys.executable, "-m", "selfjudge.cli", "sample", "--backend", "fake", "--model", "fake"]
+    env = child_env | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, input=rows, env=env, capture_output=True, text=True, check=False, preexec_fn=small)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        f"selfjudge: <stdin>: cannot be kept in {tmp_path} (File too large); "
+        "set TMPDIR to a folder with more room, or give a file"
+    ]
+    assert list(tmp_path.iterdir()) == []
 
-    monkeypatch.setattr("selfjudge.inputs.TemporaryFile", Full)
-    expected = f"<stdin>: cannot be kept in {tempfile.gettempdir()} .No space left on device.; set TMPDIR"
-    with pytest.raises(StepError, match=expected), read_prompts("-"):
-        pytest.fail("the source was opened")
+
+def test_lines_longer_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines end anywhere in a block of 7 bytes, the last one without a line end."""
+    monkeypatch.setattr("selfjudge.inputs.BLOCK", 7)
+    rows = [f'{{"id": "{"x" * length}", "prompt": "one?"}}' for length in range(1, 30)]
+    pipe(monkeypatch, "\n".join(rows).encode())
+    with read_prompts("-") as prompts:
+        assert ids(prompts) == ids(prompts) == ["x" * length for length in range(1, 30)]
 
 
 def test_prompts_come_without_answers(tmp_path: Path) -> None:

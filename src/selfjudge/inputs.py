@@ -12,6 +12,7 @@ one row at a time is in memory. What comes through a pipe is kept in a temporary
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import BinaryIO
 
 from selfjudge import lab
 from selfjudge.errors import DataError, StepError
 from selfjudge.readers import examples_of, read_examples, read_jsonl
 from selfjudge.records import Example
-from selfjudge.store import file_digest, file_entry, json_line, read_meta
+from selfjudge.store import BLOCK, file_digest, file_entry, json_line, read_meta, write_all
 
 WORLD = ("lab", "lab-dev")
 """`lab`: the world's training prompts and its test questions; `lab-dev`: questions to choose settings on."""
@@ -112,10 +112,10 @@ def _opened(name: str, need: Collection[str], limit: int) -> Generator[Source]:
     if name != "-":
         yield _of_file(Path(name), lambda: first(read_examples(name, need)))
         return
-    with TemporaryFile() as copy:
-        arriving = examples_of(STDIN, read_jsonl(_copied(sys.stdin.buffer, copy), STDIN), need)
-        found = survey(name, lambda: first(arriving))
-        yield replace(found, read=lambda: first(examples_of(STDIN, read_jsonl(_lines(copy), STDIN), need)))
+    with TemporaryFile(buffering=0) as copy:
+        copied = _copied(sys.stdin.buffer, copy.fileno())
+        found = survey(name, lambda: first(examples_of(STDIN, read_jsonl(copied, STDIN), need)))
+        yield replace(found, read=lambda: first(examples_of(STDIN, read_jsonl(_lines(copy.fileno()), STDIN), need)))
 
 
 # Files
@@ -127,15 +127,16 @@ def _of_file(path: Path, read: Read) -> Source:
     count = sum(1 for _ in rows)
     entry = file_entry(path)
 
-    def check() -> None:
-        if not _is_same(path, stamp, entry["sha256"]):
+    def check(same: bool) -> None:
+        if not same:
             raise DataError.at(str(path), None, "changed while it was being read; run the command again")
 
     def read_unchanged() -> Iterator[Example]:
-        check()
+        check(_is_same(path, stamp, entry["sha256"]))
         yield from read()
-        check()
+        check(_is_same(path, stamp, entry["sha256"]))
 
+    check(_stamp(path) == stamp)
     return Source(entry, count, read_unchanged)
 
 
@@ -155,21 +156,23 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 # Standard input
 
 
-def _copied(stream: Iterable[bytes], copy: BinaryIO) -> Iterator[bytes]:
+def _copied(stream: Iterable[bytes], copy: int) -> Iterator[bytes]:
+    """The lines, each of them once it is written to the descriptor `copy`."""
     for line in stream:
         try:
-            copy.write(line)
+            write_all(copy, line)
         except OSError as error:
             problem = f"cannot be kept in {gettempdir()} ({error.strerror})"
             raise StepError(f"{STDIN}: {problem}; set TMPDIR to a folder with more room, or give a file") from error
         yield line
 
 
-def _lines(copy: BinaryIO) -> Iterator[bytes]:
+def _lines(descriptor: int) -> Iterator[bytes]:
     """From the first line on, wherever another pass over the same file stands."""
-    position = 0
-    copy.seek(0)
-    while line := copy.readline():
-        position += len(line)
-        yield line
-        copy.seek(position)
+    position, rest = 0, b""
+    while block := os.pread(descriptor, BLOCK, position):
+        position += len(block)
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest

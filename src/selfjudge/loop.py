@@ -38,7 +38,7 @@ PREFERRED_FIGURES = ("greedy", "sampled", "judge_accuracy", "self_log_odds")
 def run(config: AlignConfig, console: Console) -> Summary:
     """Runs what is not done yet and writes the report; returns the evaluation of the start and of every round."""
     out = Path(config.out)
-    with read_prompts(config.prompts) as given, OpenModel() as model:
+    with read_prompts(config.prompts) as given, OpenModel(console.say) as model:
         prompts, held_out = _prompts(config, given)
         out.mkdir(parents=True, exist_ok=True)
         if not (out / RUN_FILE).exists():

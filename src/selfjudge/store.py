@@ -35,7 +35,7 @@ from selfjudge.readers import parse_json
 Row = dict[str, Any]
 
 BLOCK = 1 << 20
-"""Bytes read at a time for a digest."""
+"""Bytes read at a time."""
 JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 """Of rows; json.dumps would make one for every row."""
 PIPE_CLOSED = 128 + 13

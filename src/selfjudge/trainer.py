@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import output_head, response_logps
 from selfjudge.losses import LOSSES, all_pairs, log_ratio_difference
+from selfjudge.memory import TokenBudget
 from selfjudge.preferences import Preference
-from selfjudge.rows import pack
+from selfjudge.rows import Row, pack
 
 Log = dict[str, float]
 
@@ -56,24 +57,36 @@ class Objective:
 class Policy:
     """The model as a function from preferences to response log-probabilities."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, longest: int, objective: Objective) -> None:
-        """`longest`: tokens of the longest prompt with one response."""
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        longest: int,
+        objective: Objective,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`longest`: tokens of the longest prompt with one response; `say` gets remarks on memory."""
         self.model = model
         self.objective = objective
         self.head = output_head(causal_lm(model))
         self.forward = RowForward(model, longest)
+        self.budget = TokenBudget(objective.token_budget, say)
 
     def logps(self, preferences: Sequence[Preference]) -> list[Tensor]:
         """Per preference, (K,) log-probabilities of its responses in nats, float32, with gradient where enabled."""
-        rows = pack([preference.tree for preference in preferences], self.objective.token_budget)
-        found: dict[int, Tensor] = {}
-        device = causal_lm(self.model).device.type
-        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
-            for row in rows:
-                values = response_logps(self.head, self.forward(row), row)
-                found.update(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
+        trees = [preference.tree for preference in preferences]
+        if torch.is_grad_enabled():  # the rows are kept for one backward pass: smaller ones would save nothing
+            parts = map(self._row_logps, pack(trees, self.budget.tokens))
+        else:
+            parts = self.budget.compute(trees, self._row_logps)
+        found = {index: logp for part in parts for index, logp in part.items()}
         flat = torch.stack([found[index] for index in range(len(found))])
         return list(flat.split([len(preference.response_ids) for preference in preferences]))
+
+    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+        device = causal_lm(self.model).device.type
+        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
+            values = response_logps(self.head, self.forward(row), row)
+        return dict(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
 
     @torch.no_grad()
     def reference(self, preferences: Iterable[Preference], at_once: int) -> Iterator[Preference]:

@@ -9,7 +9,7 @@ changed is refused with the difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -30,13 +30,17 @@ Summary = dict[str, Any]
 class OpenModel:
     """The one model in memory: asking for the same again gives it back, asking for another closes it first."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` gets the backends' remarks."""
+        self._say = say
         self._backend: Backend | None = None
         self._key: Any = None
 
     def get(self, config: Any) -> Backend:
         """The backend for a config with the model options."""
-        options = BackendOptions(**{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)})
+        options = BackendOptions(
+            **{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)}, say=self._say
+        )
         key = (config.backend, config.model, options)
         if self._backend is None or key != self._key:
             self.close()

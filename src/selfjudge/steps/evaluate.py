@@ -42,7 +42,7 @@ def _run(config: EvaluateConfig, console: Console, model: OpenModel | None, exam
             figures = EvaluationFigures()
             for row in earlier_rows(output):
                 figures.add(row)
-            with OpenModel() as own:
+            with OpenModel(console.say) as own:
                 for row in _new_rows(config, examples, model or own, output, console):
                     figures.add(row)
             output.finish(figures.summary())

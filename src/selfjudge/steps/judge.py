@@ -30,7 +30,7 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
         with open_output(config.out, step_meta("judge", config, input=examples.entry)) as output:
             if output.finished:
                 return output.summary
-            with OpenModel() as own:
+            with OpenModel(console.say) as own:
                 judge = make_judge(config, model or own, config.judge, config.seed)
                 output.finish(_judge(examples, judge, output, console).summary())
             _warn_of_little_mass(output.summary["mean_label_mass"], console)
@@ -74,7 +74,8 @@ def check_references(examples: Iterable[Example], source: str) -> None:
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
     """The judge called `name` with the wording and layout of the config."""
     backend = model.get(config) if name in NEEDS_MODEL else None
-    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed))
+    mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
+    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed, mass_share))
 
 
 @dataclass

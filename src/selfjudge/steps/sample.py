@@ -20,7 +20,7 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
     with (
         read_prompts(config.prompts, config.limit) as prompts,
         open_output(config.out, step_meta("sample", config, prompts=prompts.entry)) as output,
-        OpenModel() as own,
+        OpenModel(console.say) as own,
     ):
         if not output.finished:
             figures = _sample(config, prompts, output, (model or own).get(config), console)

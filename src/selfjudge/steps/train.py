@@ -21,8 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
+from selfjudge.forward import causal_lm
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.losses import loss_options
+from selfjudge.memory import tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
 from selfjudge.readers import hash_share
@@ -97,10 +99,11 @@ def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, co
         _render(examples, renderer, room, config, fitting)
         _say_left_out(len(examples), len(fitting), room, config, console)
         model = _trainable(model, config)
-        policy = Policy(model, max(preference.longest for preference in fitting), _objective(config, source))
+        longest = max(preference.longest for preference in fitting)
+        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
         with policy.forward:
-            if policy.forward.padded_because:
-                console.say(f"train: padded batches instead of packed rows, because {policy.forward.padded_because}")
+            if policy.forward.unpacked_because:
+                console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
             preferences, origin = _with_reference(policy, fitting, anew, config, console)
             train, validation = _split(preferences, config.validation)
             figures = _optimise(config, policy, train, validation, out, log, console)
@@ -118,10 +121,10 @@ def _weight_dtype(config: TrainConfig) -> str:
     return config.dtype if config.lora_rank else "float32"
 
 
-def _objective(config: TrainConfig, source: ModelSource) -> Objective:
+def _objective(config: TrainConfig, source: ModelSource, model: PreTrainedModel) -> Objective:
     options = {name: float(getattr(config, name)) for name in loss_options(config.loss)}
     compute = replace(source, dtype=config.dtype).torch_dtype()
-    budget = config.token_budget or (2048 if source.torch_device().type == "cpu" else 16384)
+    budget = config.token_budget or tokens_per_row(model)
     return Objective(config.loss, options, budget, None if compute == torch.float32 else compute)
 
 
