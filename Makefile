@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench growth clean
 
 demo: .venv/installed
 	$(BIN)/selfjudge demo --controls
@@ -22,6 +22,9 @@ check: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m bench.small
+
+growth: .venv/installed-dev
+	$(BIN)/python -m bench.growth
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
