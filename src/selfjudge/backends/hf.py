@@ -26,9 +26,10 @@ from selfjudge.models import ModelSource, context_length, load_model
 from selfjudge.records import Response
 from selfjudge.rendering import Renderer
 from selfjudge.rows import Branch, Row, pack, tree_of
-from selfjudge.sampling import Drawn, draw
+from selfjudge.sampling import Running, draw
 
 PLANNED_TOGETHER = 1024  # prompts sorted by length together: little waste, and an output about in the input's order
+POOL_BATCHES = 4  # what is sampled anew after an interruption; ended samples are replaced within a pool only
 CACHE_BYTES_CPU = 2 << 30
 
 
@@ -96,20 +97,23 @@ class HFBackend:
         self.prompts.check(requests, sampling)
         remaining = iter(requests)
         while window := [self.prompts.of(request) for request in islice(remaining, PLANNED_TOGETHER)]:
-            for batch in self._plan(window, sampling):
-                if not all(prompt.request.key in done for prompt in batch):
-                    yield self._sample_batch(batch, sampling)
+            for pool, places in self._plan(window, sampling):
+                if not all(prompt.request.key in done for prompt in pool):
+                    yield from self._sample_pool(pool, places, sampling)
 
-    def _plan(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterable[list[Prompt]]:
-        batch: list[Prompt] = []
+    def _plan(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterable[tuple[list[Prompt], int]]:
+        """Pools of prompts, each with the number of sequences to sample at a time."""
+        pool: list[Prompt] = []
+        places = 0
         for prompt in sorted(prompts, key=lambda p: (len(p.ids), p.request.key)):
-            length = len(prompt.ids) + sampling.max_new_tokens
-            if batch and (len(batch) + 1) * sampling.num_responses > self._batch_limit(length):
-                yield batch
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield batch
+            fitting = self._batch_limit(len(prompt.ids) + sampling.max_new_tokens)
+            if pool and (len(pool) + 1) * sampling.num_responses > POOL_BATCHES * fitting:
+                yield pool, places
+                pool = []
+            pool.append(prompt)
+            places = fitting
+        if pool:
+            yield pool, places
 
     def _batch_limit(self, length: int) -> int:
         """How many sequences of `length` tokens to sample at a time."""
@@ -126,30 +130,43 @@ class HFBackend:
             return CACHE_BYTES_CPU
         return torch.cuda.get_device_properties(self.device).total_memory // 3
 
-    def _sample_batch(self, batch: Sequence[Prompt], sampling: Sampling) -> list[SampleResult]:
-        width = max(len(prompt.ids) for prompt in batch)
+    def _sample_pool(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[list[SampleResult]]:
+        """Samples `places` sequences at a time; yields prompts whose responses are all there, in the pool's order."""
+        found: dict[int, Response] = {}
+        count, given = sampling.num_responses, 0
+        for running in self._draw(pool, places, sampling):
+            found.update(self._responses(running))
+            ready: list[SampleResult] = []
+            while all(given * count + k in found for k in range(count)):
+                responses = tuple(found.pop(given * count + k) for k in range(count))
+                ready.append(SampleResult(pool[given].request.key, tuple(pool[given].ids), responses))
+                given += 1
+            if ready:
+                yield ready
+
+    def _draw(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[Running]:
+        width = max(len(prompt.ids) for prompt in pool)
         pad = self.causal.generation_config.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch], device=self.device)
+        ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in pool], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in pool], device=self.device)
+        streams = [[sampling.stream(p.request.key, k) for k in range(sampling.num_responses)] for p in pool]
         generate: Any = self.causal.generate
-        drawn: Drawn = generate(
+        return generate(
             ids,
             attention_mask=mask,
             generation_config=self._generation_config(sampling),
             custom_generate=draw,
-            streams=torch.tensor(
-                [[sampling.stream(p.request.key, k) for k in range(sampling.num_responses)] for p in batch],
-                device=self.device,
-            ),
+            streams=torch.tensor(streams, device=self.device),
+            places=places,
         )
-        rows = list(zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True))
-        count = sampling.num_responses
-        return [
-            SampleResult(
-                p.request.key, tuple(p.ids), tuple(self._response(*r) for r in rows[i * count : (i + 1) * count])
-            )
-            for i, p in enumerate(batch)
-        ]
+
+    def _responses(self, running: Running) -> Iterator[tuple[int, Response]]:
+        """The samples that have ended, by their place in the pool."""
+        for row in running.ended.nonzero()[:, 0].tolist():
+            tokens = running.tokens[row, : running.length[row]].tolist()
+            finished = tokens[-1] in self.ends
+            text = self.renderer.decode(tokens[:-1] if finished else tokens)
+            yield int(running.sample[row]), Response(text, tuple(tokens), float(running.logprob[row]), finished)
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         own = self.causal.generation_config
@@ -163,9 +180,3 @@ class HFBackend:
             pad_token_id=own.pad_token_id,
             **(filters if sampling.temperature > 0 else {}),
         )
-
-    def _response(self, tokens: list[int], logprobs: list[float]) -> Response:
-        stop = next((i for i, token in enumerate(tokens) if token in self.ends), None)
-        kept = tokens if stop is None else tokens[: stop + 1]
-        text = self.renderer.decode(kept if stop is None else kept[:-1])
-        return Response(text, tuple(kept), sum(logprobs[: len(kept)]), finished=stop is not None)
