@@ -15,10 +15,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from selfjudge.backends import BackendOptions, SampleRequest, SampleResult, Sampling, hf
+from selfjudge.backends import BackendOptions, FollowUp, SampleRequest, SampleResult, Sampling, hf
 from selfjudge.backends.hf import HFBackend
 from selfjudge.errors import DataError
-from selfjudge.records import Message
+from selfjudge.records import Message, Response
 from selfjudge.sampling import choose, inverse_cdf, uniforms
 from selfjudge.trainer import Objective, Policy, Preference
 
@@ -182,11 +182,11 @@ LONG = [SampleRequest(f"long-{i}", (Message("user", "word " * 7 * i),)) for i in
 
 
 @pytest.fixture
-def ending(model_folder: Callable[..., str]) -> Callable[[str], str]:
+def ending(model_folder: Callable[..., str]) -> Callable[..., str]:
     """`ending("llama")`: the folder of a model whose responses end at very different lengths."""
 
-    def folder(name: str) -> str:
-        path = model_folder(name, seed=1)
+    def folder(name: str, template: str | None = tiny.CHATML) -> str:
+        path = model_folder(name, template, seed=1)
         (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS}))
         return path
 
@@ -194,7 +194,7 @@ def ending(model_folder: Callable[..., str]) -> Callable[[str], str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_ended_samples_are_replaced_and_nothing_changes(ending: Callable[[str], str], name: str):
+def test_ended_samples_are_replaced_and_nothing_changes(ending: Callable[..., str], name: str):
     """Nine prompts of 7 to 40 tokens, 1 to 30 new ones: refilled batches against every prompt alone."""
     requests, sampling = [*REQUESTS, *LONG], Sampling(num_responses=3, temperature=1, max_new_tokens=30, seed=5)
     alone = sample(backend(ending(name), sample_batch=3), sampling, requests)
@@ -207,7 +207,7 @@ def test_ended_samples_are_replaced_and_nothing_changes(ending: Callable[[str], 
 
 
 @pytest.mark.parametrize(("name", "refills"), [("llama", True), ("mistral", False)])
-def test_rows_computed(ending: Callable[[str], str], name: str, refills: bool):
+def test_rows_computed(ending: Callable[..., str], name: str, refills: bool):
     """Ended rows are taken out; where the cache allows, their places are filled again, which saves forward passes."""
     model = backend(ending(name), sample_batch=12)
     requests = [SampleRequest(f"p{i}", (Message("user", "Is it?"),)) for i in range(16)]
@@ -370,3 +370,53 @@ def test_batches_hold_prompts_of_similar_length(model_folder: Callable[..., str]
     model = backend(model_folder("llama"), sample_batch=2)
     lengths = [len(r.prompt_ids) for batch in model.generate(REQUESTS, Sampling(1, max_new_tokens=1)) for r in batch]
     assert all(a <= b for a, b in pairwise(lengths))
+
+
+# Follow-up questions
+
+
+LABELS = (("Yes", " Yes", "yes"), ("No", " No", "no"))
+FOLLOW_UPS = [FollowUp("Is it?", LABELS), FollowUp("Was the answer right? Yes or No.", LABELS)]
+
+
+@torch.no_grad()
+def plain_answer(model: HFBackend, result: SampleResult, response: Response, follow_up: FollowUp) -> list[float]:
+    """Prompt, response without its end token and question through the whole model, in float64 from the logits on."""
+    question = model.prompts.question(follow_up)
+    ids = response.token_ids or ()
+    whole = [*result.prompt_ids, *(ids[:-1] if response.finished else ids), *question.ids]
+    logp = model.causal(torch.tensor([whole])).logits[0, -1].double().log_softmax(-1)
+    values = [logp[list(group)].logsumexp(-1) for group in question.label_ids]
+    return [*map(float, values), float(torch.stack(values).logsumexp(-1).exp())]
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, None], ids=["chat", "plain"])
+@pytest.mark.parametrize("name", [*FOUR, "falcon", "mistral", "gemma2"])
+def test_follow_ups_are_answered_as_by_the_plain_model(ending: Callable[..., str], name: str, template: str | None):
+    """Refilled batches, two questions of different lengths, finished and unfinished responses, chunks of 3 rows."""
+    model = backend(ending(name, template), sample_batch=12, token_budget=3 * 32)
+    requests = [r._replace(follow_up=FOLLOW_UPS[i % 2]) for i, r in enumerate([*REQUESTS, *LONG])]
+    results = sample(model, Sampling(num_responses=3, temperature=1, max_new_tokens=12, seed=5), requests)
+    assert {response.finished for result in results for response in result.responses} == {True, False}
+    for request, result in zip(requests, results, strict=True):
+        assert request.follow_up is not None
+        assert result.from_cache == (name not in ("mistral", "gemma2"))
+        for response, answer in zip(result.responses, result.answers, strict=True):
+            expected = plain_answer(model, result, response, request.follow_up)
+            assert [*answer.logprobs, answer.mass] == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+def test_a_follow_up_changes_no_sample(ending: Callable[..., str]):
+    model, sampling = backend(ending("llama"), sample_batch=6), Sampling(num_responses=3, max_new_tokens=12)
+    asked = [request._replace(follow_up=FOLLOW_UPS[0]) for request in REQUESTS]
+    with_questions, without = sample(model, sampling, asked), sample(model, sampling)
+    assert [r._replace(answers=()) for r in with_questions] == without
+    assert not any(result.answers for result in without)
+
+
+def test_a_follow_up_needs_room_as_well(model_folder: Callable[..., str]):
+    model = backend(model_folder("llama"), max_length=60)
+    request, sampling = REQUESTS[1], Sampling(1, max_new_tokens=10)
+    assert sample(model, sampling, [request])
+    with pytest.raises(DataError, match="1 of 1 prompts are too long"):
+        next(iter(model.generate([request._replace(follow_up=FOLLOW_UPS[1])], sampling)))

@@ -13,7 +13,8 @@ uniform that falls within that rounding (about 1e-6) of the border between two t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
-from selfjudge.kv_cache import fresh, regroup, takes_rows
+from selfjudge.kv_cache import fresh, regroup, subset, takes_rows
 
 BLOCK = 256  # vocabulary entries of one block of the two-level cumulative sum
 ENDED_SHARE = 0.25  # of the rows, before they are taken out: taking out copies the cache of the others
@@ -180,8 +181,10 @@ class Pool:
 
     def _inputs(self, mask: Tensor, cache: Cache, tokens: int) -> dict[str, Any]:
         """What the model is called with beside the ids of `tokens` new columns; positions count what the mask shows."""
-        positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens:]} if self.with_positions else {}
-        return self.kwargs | {self.cache_name: cache, "attention_mask": mask} | positions
+        inputs: dict[str, Any] = {self.cache_name: cache, "attention_mask": mask}
+        if self.with_positions:
+            inputs["position_ids"] = positions(mask)[:, -tokens:]
+        return self.kwargs | inputs
 
     def _draw(self, running: Running, logits: Tensor) -> None:
         """From the logits (rows, V) behind the last token of each row."""
@@ -226,3 +229,27 @@ def draw(
             running.regroup(rows, added)
         else:
             running = added
+
+
+def hidden_behind(model: Any, running: Running, rows: Sequence[int], continuations: Sequence[Sequence[int]]) -> Tensor:
+    """Last hidden states (len(rows), width) of rows on a plain cache, each continued by ids of its own.
+
+    The cache itself stays as it is. `continuations` of different lengths are padded on the left: behind a mask, padding
+    between the cache and its continuation changes nothing.
+    """
+    device, longest = running.mask.device, max(map(len, continuations))
+    ids = torch.tensor([[0] * (longest - len(c)) + list(c) for c in continuations], device=device)
+    shown = torch.tensor([[0] * (longest - len(c)) + [1] * len(c) for c in continuations], device=device)
+    index = torch.tensor(rows, device=device)
+    mask = running.mask[index]
+    columns = width(mask)
+    mask = torch.cat([mask[:, -columns:], shown], 1)
+    inputs: dict[str, Any] = {"past_key_values": subset(running.cache, index, columns), "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.base_model.forward).parameters:
+        inputs["position_ids"] = positions(mask)[:, -longest:]
+    return model.base_model(input_ids=ids, use_cache=True, **inputs).last_hidden_state[:, -1]
+
+
+def positions(mask: Tensor) -> Tensor:
+    """The position of every column among those that the mask shows: (rows, columns)."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
