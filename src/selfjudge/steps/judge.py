@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfjudge.config import JudgeConfig
@@ -11,7 +11,8 @@ from selfjudge.console import Console
 from selfjudge.errors import DataError
 from selfjudge.inputs import entry, read_scorable
 from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
-from selfjudge.measures import Measure, judge_figures, pair_differences
+from selfjudge.judges.yes_no import YesNo
+from selfjudge.measures import Measure, agreement_figures, judge_figures, pair_differences
 from selfjudge.questions import load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
@@ -21,8 +22,11 @@ LITTLE_MASS = 0.1
 JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
 
 
-def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -> Summary:
-    """Judges every row that has no score yet; returns the summary of all rows."""
+def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, scores_given: bool = False) -> Summary:
+    """Judges every row that has no score yet; returns the summary of all rows.
+
+    `scores_given`: the rows hold the scores that sampling wrote; they are passed on.
+    """
     examples = read_scorable(config.input, ("responses",), config.limit)
     if config.judge == "oracle":
         check_references(examples, config.input)
@@ -31,7 +35,8 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
             return output.summary
         written: list[Row] = []
         with OpenModel() as own:
-            judge = make_judge(config, model or own, config.judge, config.seed)
+            opened = model or own
+            judge = list if scores_given else make_judge(config, opened, config.judge, config.seed)
             with console.progress("judge", len(examples), len(output.done_ids)) as bar:
                 for start in range(0, len(examples), JUDGED_TOGETHER):
                     group = examples[start : start + JUDGED_TOGETHER]
@@ -41,7 +46,10 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
                     output.append(rows)
                     written += rows if output.path is None else []
                     bar.update(len(rows))
-        output.finish(summarise(all_rows(output, written)))
+            summary = summarise(all_rows(output, written))
+            if config.in_place and not scores_given:
+                summary |= compare_separate(config, opened, examples, all_rows(output, written))
+        output.finish(summary)
         mass = output.summary["mean_label_mass"]
         if mass is not None and mass < LITTLE_MASS:
             console.say(
@@ -60,6 +68,16 @@ def check_references(examples: Iterable[Example], source: str) -> None:
             None,
             f"{len(without)} rows have no `reference` answer for the oracle judge, the first is {without[0]}",
         )
+
+
+def compare_separate(config: Any, model: OpenModel, examples: Sequence[Example], rows: Iterable[Row]) -> Summary:
+    """How the ranking of rows judged in place agrees with the separate question, on the first prompts of a step."""
+    first = {example.id for example in examples[: config.compare_separate]}
+    if not first:
+        return {}
+    in_place = [Example.from_json(row) for row in rows if row["id"] in first]
+    separate = YesNo(model.get(config), load_questions(config.questions))(in_place)
+    return {"agreement": agreement_figures(list(zip(in_place, separate, strict=True)))}
 
 
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
