@@ -17,7 +17,7 @@ from torch import Tensor
 
 from selfjudge.backends import BackendOptions, FollowUp, SampleRequest, SampleResult, Sampling, hf
 from selfjudge.backends.hf import HFBackend
-from selfjudge.errors import DataError
+from selfjudge.errors import DataError, ModelError
 from selfjudge.records import Message, Response
 from selfjudge.sampling import choose, inverse_cdf, uniforms
 from selfjudge.trainer import Objective, Policy, Preference
@@ -370,6 +370,13 @@ def test_batches_hold_prompts_of_similar_length(model_folder: Callable[..., str]
     model = backend(model_folder("llama"), sample_batch=2)
     lengths = [len(r.prompt_ids) for batch in model.generate(REQUESTS, Sampling(1, max_new_tokens=1)) for r in batch]
     assert all(a <= b for a, b in pairwise(lengths))
+
+
+def test_a_model_without_a_cache_is_refused(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    model = backend(model_folder("llama"))
+    monkeypatch.setattr(type(model.causal), "_supports_default_dynamic_cache", lambda _: False)
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no cache of transformers' own kind"):
+        sample(model, Sampling(1, max_new_tokens=2))
 
 
 # Follow-up questions

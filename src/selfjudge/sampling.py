@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
+from selfjudge.errors import ModelError
 from selfjudge.kv_cache import fresh, regroup, subset, takes_rows
 
 BLOCK = 256  # vocabulary entries of one block of the two-level cumulative sum
@@ -145,6 +146,11 @@ class Pool:
 
     def __post_init__(self) -> None:
         self.cache_name = "cache_params" if "cache_params" in self.kwargs else "past_key_values"
+        if self.kwargs.get(self.cache_name) is None:
+            raise ModelError(
+                f"{type(self.model).__name__} has no cache of transformers' own kind: it can be judged with, but not "
+                "sampled from; use another model to sample"
+            )
         self.empty: Cache = self.kwargs.pop(self.cache_name)
         mask = self.kwargs.pop("attention_mask")  # None where no prompt is padded
         self.mask: Tensor = torch.ones_like(self.ids) if mask is None else mask

@@ -18,6 +18,11 @@ from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
 from selfjudge.steps.judge import compare_separate
 from selfjudge.store import Row, open_output
 
+COMPUTED_AGAIN = (
+    "sample: the cache of this model (a sliding window or a state) cannot be continued row by row; the responses to {} "
+    "prompts were computed once more to be judged"
+)
+
 
 def run(config: SampleConfig, console: Console, model: OpenModel | None = None) -> Summary:
     """Samples every prompt that has no row yet; returns the summary of all rows."""
@@ -47,10 +52,7 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
                 summary |= compare_separate(config, opened, examples, all_rows(output, written))
         output.finish(summary)
         if again:
-            console.say(
-                f"sample: the cache of this model (a sliding window or a state) cannot be continued row by row; the "
-                f"responses to {again} prompts were computed once more to be judged"
-            )
+            console.say(COMPUTED_AGAIN.format(again))
         return output.summary
 
 
