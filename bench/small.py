@@ -122,13 +122,7 @@ def sampling(name: str, model: PreTrainedModel, prompts: int, samples: int, toke
     """Batched `generate` with its own draw, against the same with ours and prompts computed once."""
     ids = torch.tensor([tree.prefix for tree in trees_of(prompts, 64, 2, 1)])
     config = GenerationConfig(
-        do_sample=True,
-        temperature=0.7,
-        top_k=0,
-        max_new_tokens=tokens,
-        eos_token_id=0,
-        pad_token_id=0,
-        min_new_tokens=tokens,
+        do_sample=True, temperature=0.7, top_k=0, max_new_tokens=tokens, eos_token_id=[], pad_token_id=0
     )
     streams = torch.arange(prompts * samples).view(prompts, samples)
     mask = torch.ones_like(ids)
@@ -137,9 +131,15 @@ def sampling(name: str, model: PreTrainedModel, prompts: int, samples: int, toke
         return model.generate(ids, attention_mask=mask, generation_config=config, num_return_sequences=samples)
 
     def ours() -> torch.Tensor:
-        return model.generate(
-            ids, attention_mask=mask, generation_config=config, custom_generate=draw, streams=streams
-        )[0]
+        drawn = model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            custom_generate=draw,
+            streams=streams,
+            places=prompts * samples,
+        )
+        return torch.cat([running.tokens[running.ended] for running in drawn])
 
     return Comparison(name, usual, ours, None)
 
