@@ -200,7 +200,7 @@ def test_ended_samples_are_replaced_and_nothing_changes(ending: Callable[..., st
     alone = sample(backend(ending(name), sample_batch=3), sampling, requests)
     lengths = [len(ids) for row in tokens(alone) for ids in row]
     assert len(set(lengths)) > 6
-    for places in (6, 8, 100):
+    for places in (8, 0):  # a few at a time; as many as the memory allows
         refilled = sample(backend(ending(name), sample_batch=places), sampling, requests)
         assert tokens(refilled) == tokens(alone)
         assert logprobs(refilled) == pytest.approx(logprobs(alone), abs=1e-5 * max(lengths))

@@ -118,7 +118,7 @@ class HFBackend:
     def generate(
         self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
-        """See `Backend`. Batches are planned over windows of the requests, the same ones on a restart."""
+        """See `Backend`. Pools of batches are planned over windows of the requests, the same ones on a restart."""
         self.prompts.check(requests, sampling)
         remaining = iter(requests)
         while window := [self.prompts.of(request) for request in islice(remaining, PLANNED_TOGETHER)]:
@@ -145,11 +145,12 @@ class HFBackend:
         if self.options.sample_batch:
             return self.options.sample_batch
         text = self.causal.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        per_token = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize
+        all_heads = getattr(text, "num_attention_heads", 0)  # none: its cache does not grow with the tokens
+        heads = getattr(text, "num_key_value_heads", None) or all_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // max(1, all_heads)
+        per_sequence = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize * length
         most = MOST_SEQUENCES if self.device.type == "cuda" else LOGITS_CPU // self.head.weight.shape[0]
-        return max(1, min(MOST_SEQUENCES, most, self._cache_bytes() // (per_token * length)))
+        return max(1, min(MOST_SEQUENCES, most, self._cache_bytes() // max(1, per_sequence)))
 
     def _cache_bytes(self) -> int:
         if self.device.type != "cuda":
@@ -189,13 +190,13 @@ class HFBackend:
         )
 
     def _ended(self, running: Running, pool: Sequence[Prompt], count: int) -> Iterator[Ended]:
-        for row in running.ended.nonzero()[:, 0].tolist():
-            tokens = running.tokens[row, : running.length[row]].tolist()
+        rows = running.ended.nonzero()[:, 0]
+        parts = (rows, running.sample[rows], running.tokens[rows], running.length[rows], running.logprob[rows])
+        for row, place, drawn, length, logprob in zip(*(part.tolist() for part in parts), strict=True):
+            tokens = drawn[:length]
             finished = tokens[-1] in self.ends
             text = self.renderer.decode(tokens[:-1] if finished else tokens)
-            response = Response(text, tuple(tokens), float(running.logprob[row]), finished)
-            place = int(running.sample[row])
-            yield Ended(row, place, pool[place // count], response)
+            yield Ended(row, place, pool[place // count], Response(text, tuple(tokens), logprob, finished))
 
     # Answers to follow-up questions
 
