@@ -167,5 +167,4 @@ class HFBackend:
     def _response(self, tokens: list[int], logprobs: list[float]) -> Response:
         stop = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[: stop + 1]
-        text = self.renderer.decode(kept if stop is None else kept[:-1])
-        return Response(text, tuple(kept), sum(logprobs[: len(kept)]), finished=stop is not None)
+        return self.prompts.response(kept, sum(logprobs[: len(kept)]), finished=stop is not None)
