@@ -32,6 +32,7 @@ from selfjudge.models import ModelSource, load_tokenizer, quiet_libraries, read_
 from selfjudge.rendering import Renderer
 
 CPU_CACHE_BYTES = 1 << 30
+CPU_STEP_TOKENS = 4096
 CPU_BLOCK = 32  # tokens: the finest that vLLM's CPU attention takes; only whole blocks are shared
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's `max_lora_rank` may be
 
@@ -132,6 +133,8 @@ def engine_settings(source: ModelSource, max_length: int) -> Settings:
     }
     if source.torch_device().type == "cpu":
         engine |= {"enforce_eager": True, "block_size": CPU_BLOCK, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+        # a prompt computed in two steps takes back the random number of the first, which CPU generators cannot
+        engine |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(CPU_STEP_TOKENS, max_length + 1)}
     if base:
         engine |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _adapter_rank(path)}
     return Settings(engine, path if base else None)

@@ -82,6 +82,11 @@ class EngineProcess:
             raise self._died() from None
 
     @property
+    def pid(self) -> int:
+        """Of the process and of its group."""
+        return self._process.pid
+
+    @property
     def load(self) -> int:
         """Sequences in flight."""
         return sum(self.in_flight.values())
@@ -98,7 +103,7 @@ class EngineProcess:
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def _died(self) -> ModelError:
@@ -117,29 +122,29 @@ class EngineProcesses:
     """Engines of the same model on several devices: "0", "1" are GPUs, "" is the CPU."""
 
     def __init__(self, name: str, settings: Settings, devices: Sequence[str], threads: int = 0) -> None:
-        self._engines: list[EngineProcess] = []
+        self.engines: list[EngineProcess] = []
         self._numbers = count()
         self._arrived: dict[int, Result] = {}
         self._unwanted: set[int] = set()
         self._limit = 0
         try:
             for device in devices:
-                self._engines.append(EngineProcess(name, _environment(device, threads)))
-                self._engines[-1].send(settings)
+                self.engines.append(EngineProcess(name, _environment(device, threads)))
+                self.engines[-1].send(settings)
         except BaseException:
             self.close()
             raise
 
     def wait_until_ready(self) -> None:
         """Raises ModelError when an engine cannot start."""
-        for engine in self._engines:
+        for engine in self.engines:
             self._limit = QUEUED * engine.receive()
 
     def close(self) -> None:
         """Ends all processes."""
-        for engine in self._engines:
+        for engine in self.engines:
             engine.close()
-        self._engines = []
+        self.engines = []
 
     def run(self, groups: Iterable[Sequence[tuple[Tag, Job]]]) -> Iterator[list[tuple[Tag, Result]]]:
         """Results with the tags of their jobs, some at a time, in any order.
@@ -161,10 +166,10 @@ class EngineProcesses:
 
     def _hand_out(self, waiting: Iterator[Sequence[tuple[Tag, Job]]], tags: dict[int, Tag]) -> bool:
         """Groups to the engine with the least to do, until all have plenty; whether there may be more."""
-        parcels: list[list[tuple[int, Job]]] = [[] for _ in self._engines]
+        parcels: list[list[tuple[int, Job]]] = [[] for _ in self.engines]
         group: Sequence[tuple[Tag, Job]] | None = ()
         while group is not None:
-            engine, parcel = min(zip(self._engines, parcels, strict=True), key=lambda pair: pair[0].load)
+            engine, parcel = min(zip(self.engines, parcels, strict=True), key=lambda pair: pair[0].load)
             if engine.load >= self._limit:
                 break
             group = next(waiting, None)
@@ -173,7 +178,7 @@ class EngineProcesses:
                 tags[number] = tag
                 engine.in_flight[number] = job.sampling["n"] if isinstance(job, Draw) else 1
                 parcel.append((number, job))
-        for engine, parcel in zip(self._engines, parcels, strict=True):
+        for engine, parcel in zip(self.engines, parcels, strict=True):
             if parcel:
                 engine.send(parcel)
         return group is not None
@@ -182,8 +187,8 @@ class EngineProcesses:
         """Waits for results, unless some of these jobs have arrived while another run was waiting."""
         if any(number in self._arrived for number in tags):
             return
-        ready = wait([engine.connection for engine in self._engines])
-        for engine in self._engines:
+        ready = wait([engine.connection for engine in self.engines])
+        for engine in self.engines:
             if engine.connection in ready:
                 for number, result in engine.receive():
                     del engine.in_flight[number]
