@@ -208,7 +208,6 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((Options,), _ignored),
     ((ModelOptions,), _model),
-    ((ModelOptions,), _vllm),
     ((JudgeOptions, EvaluateConfig), _questions),
     ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
@@ -219,4 +218,5 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
     ((ReportConfig, DemoConfig), _output),
     ((ReportConfig,), _run_folder),
+    ((ModelOptions,), _vllm),
 ]

@@ -49,11 +49,15 @@ ON_CPU = {
 
 
 class EngineProcess:
-    """One child process; `in_flight` has the jobs it works on, with their number of sequences."""
+    """One child process; `in_flight` has the jobs it works on, with their number of sequences.
+
+    `max_sequences`, how many run at a time, is 0 until the engine has started.
+    """
 
     def __init__(self, name: str, environment: Mapping[str, str]) -> None:
         self.name = name
         self.in_flight: dict[int, int] = {}
+        self.max_sequences = 0
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.connection, theirs = Pipe()
         with theirs:
@@ -96,7 +100,8 @@ class EngineProcess:
         with suppress(OSError):
             self.connection.send(None)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(0 if self.in_flight else SECONDS_TO_END)
+            idle = self.max_sequences and not self.in_flight
+            self._process.wait(SECONDS_TO_END if idle else 0)
         self._kill()
         self.connection.close()
         self._log.close()
@@ -126,7 +131,6 @@ class EngineProcesses:
         self._numbers = count()
         self._arrived: dict[int, Result] = {}
         self._unwanted: set[int] = set()
-        self._limit = 0
         try:
             for device in devices:
                 self.engines.append(EngineProcess(name, _environment(device, threads)))
@@ -138,7 +142,7 @@ class EngineProcesses:
     def wait_until_ready(self) -> None:
         """Raises ModelError when an engine cannot start."""
         for engine in self.engines:
-            self._limit = QUEUED * engine.receive()
+            engine.max_sequences = engine.receive()
 
     def close(self) -> None:
         """Ends all processes."""
@@ -170,7 +174,7 @@ class EngineProcesses:
         group: Sequence[tuple[Tag, Job]] | None = ()
         while group is not None:
             engine, parcel = min(zip(self.engines, parcels, strict=True), key=lambda pair: pair[0].load)
-            if engine.load >= self._limit:
+            if engine.load >= QUEUED * engine.max_sequences:
                 break
             group = next(waiting, None)
             for tag, job in group or ():
