@@ -58,6 +58,7 @@ class EngineProcess:
         self.name = name
         self.in_flight: dict[int, int] = {}
         self.max_sequences = 0
+        self._killed = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.connection, theirs = Pipe()
         with theirs:
@@ -97,19 +98,21 @@ class EngineProcess:
 
     def close(self) -> None:
         """Ends the process and those it has started: politely where it is idle, in any case within seconds."""
-        with suppress(OSError):
-            self.connection.send(None)
-        with suppress(subprocess.TimeoutExpired):
-            idle = self.max_sequences and not self.in_flight
-            self._process.wait(SECONDS_TO_END if idle else 0)
+        if self.max_sequences and not self.in_flight:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self.connection.send(None)
+                self._process.wait(SECONDS_TO_END)
         self._kill()
         self.connection.close()
         self._log.close()
 
     def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        """Once: later the number of the group may be another's."""
+        if not self._killed:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+        self._killed = True
 
     def _died(self) -> ModelError:
         with suppress(subprocess.TimeoutExpired):

@@ -170,13 +170,13 @@ def serve(connection: Connection) -> None:
 
 def _receive(connection: Connection, inbox: SimpleQueue[Any]) -> None:
     """Runs beside the engine, so that the end of the parent is seen while weights load or a step computes."""
-    message: Any = ()
-    while message is not None:
-        try:
-            message = connection.recv()
-        except (EOFError, ConnectionResetError):
-            os.killpg(os.getpgid(0), signal.SIGKILL)  # with every process that the engine has started
-        inbox.put(message)
+    try:
+        while (message := connection.recv()) is not None:
+            inbox.put(message)
+    except (EOFError, ConnectionResetError):
+        os.killpg(os.getpgid(0), signal.SIGKILL)  # with every process that the engine has started
+    finally:
+        inbox.put(None)  # also behind a message that cannot be read: the parent then sees the end, and why
 
 
 if __name__ == "__main__":
