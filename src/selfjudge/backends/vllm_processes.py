@@ -168,8 +168,8 @@ class EngineProcesses:
                 more = more and self._hand_out(waiting, tags)
                 if ready := [number for number in tags if number in self._arrived]:
                     yield [(tags.pop(number), self._arrived.pop(number)) for number in ready]
-        finally:  # whoever stops listening early
-            self._unwanted.update(tags)
+        finally:  # whoever stops listening early leaves nothing behind
+            self._unwanted.update(number for number in tags if self._arrived.pop(number, None) is None)
 
     def _hand_out(self, waiting: Iterator[Sequence[tuple[Tag, Job]]], tags: dict[int, Tag]) -> bool:
         """Groups to the engine with the least to do, until all have plenty; whether there may be more."""
