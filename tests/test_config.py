@@ -211,6 +211,10 @@ def test_general_flags_are_no_yaml_keys(needed: dict[str, Any]) -> None:
         (TrainConfig, {"batch_size": 6, "micro_batch": 4}, "--micro-batch 4 does not divide --batch-size 6"),
         (TrainConfig, {"dtype": "float16"}, "--dtype float16 cannot be trained in"),
         (TrainConfig, {"backend": "fake"}, "--backend fake has no weights to train"),
+        (TrainConfig, {"backend": "vllm"}, "--backend vllm has no effect on train, which is in transformers"),
+        (SampleConfig, {"backend": "vllm", "sample_batch": 8}, "--sample-batch has no effect with --backend vllm"),
+        (JudgeConfig, {"backend": "vllm", "token_budget": 99}, "--token-budget has no effect with --backend vllm"),
+        (EvaluateConfig, {"backend": "vllm", "token_budget": 99}, "--token-budget has no effect with --backend vllm"),
         (AlignConfig, {"num_responses": 1}, "--num-responses 1: a pair needs at least 2"),
         (AlignConfig, {"benchmark": "lab", "holdout": 0.2}, "--holdout has no effect with --benchmark"),
         (AlignConfig, {"prompts": "-"}, "--prompts -: several rounds cannot read from a pipe"),
@@ -238,6 +242,15 @@ def test_combinations_that_do_nothing_or_cannot_work(
     good = of(kind, needed)
     assert build_checked(kind, good)
     assert problems(kind, good | values)[0].startswith(expected)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_vllm_is_optional(installed: bool, needed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training keeps the token budget under align, whatever samples."""
+    monkeypatch.setattr("selfjudge.checks.find_spec", lambda _: object() if installed else None)
+    values = of(AlignConfig, needed) | {"backend": "vllm", "token_budget": 512}
+    missing = "--backend vllm: vLLM is not installed; pip install 'selfjudge[vllm]', or use --backend hf"
+    assert build_checked(AlignConfig, values) if installed else problems(AlignConfig, values) == [missing]
 
 
 def test_an_adapter_keeps_its_rank(tmp_path: Path, needed: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def _model(config: Any) -> Iterator[str]:
         yield from _message_of(lambda: resolve_model(config.model))
 
 
+def _vllm(config: Any) -> Iterator[str]:
+    if config.backend == "vllm" and find_spec("vllm") is None:
+        yield "--backend vllm: vLLM is not installed; pip install 'selfjudge[vllm]', or use --backend hf"
+
+
 def _questions(config: Any) -> Iterator[str]:
     if config.questions is not None:
         yield from _message_of(lambda: load_questions(config.questions))
@@ -113,6 +119,8 @@ def _training(config: Any) -> Iterator[str]:
         yield "--dtype float16 cannot be trained in; use bfloat16 or float32"
     if config.backend == "fake":
         yield "--backend fake has no weights to train"
+    if config.backend == "vllm" and isinstance(config, TrainConfig):
+        yield "--backend vllm has no effect on train, which is in transformers; leave it out"
     if config.lora_rank == 0 and "lora_alpha" in config.model_fields_set:
         yield "--lora-alpha has no effect with --lora-rank 0; leave it out or raise the rank"
     if config.micro_batch and config.batch_size % config.micro_batch:
@@ -198,6 +206,8 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (SampleConfig, "questions", "in_place", (True,)),
     (JudgeConfig, "seed", "judge", ("random",)),
     *[(JudgeConfig, name, "judge", ("yes-no",)) for name in (*ModelOptions.model_fields, "token_budget")],
+    (DrawOptions, "sample_batch", "backend", ("hf",)),
+    *[(kind, "token_budget", "backend", ("hf",)) for kind in (JudgeConfig, EvaluateConfig)],
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
@@ -213,4 +223,5 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
     ((ReportConfig, DemoConfig), _output),
     ((ReportConfig,), _run_folder),
+    ((ModelOptions,), _vllm),
 ]

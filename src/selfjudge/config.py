@@ -44,7 +44,9 @@ class ModelOptions(Options):
     """Which model, and where and how it runs."""
 
     model: str = option(..., "model folder, hub name owner/model, or the built-in lab or lab-weak")
-    backend: Literal["hf", "fake"] = option("hf", "what runs the model")
+    backend: Literal["hf", "vllm", "fake"] = option(
+        "hf", "what samples and judges: hf is transformers, vllm is faster on GPUs; training is always in transformers"
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", changes_result=False, pattern=r"auto|cpu|cuda(:\d+)?")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto is float32 on a CPU, bfloat16 on a GPU"

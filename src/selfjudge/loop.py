@@ -103,7 +103,8 @@ def _round(
         raise StepError(f"{folder}: no prompt gives a pair to train on; {_reasons(selection['dropped'])}")
     if not (folder / "model").is_dir():
         model.close()
-    train.run(_derive(TrainConfig, config, **common, input=files["selected"], out=str(folder)), console)
+    trained = {"backend": "hf", "input": files["selected"], "out": str(folder)}  # whatever samples and judges
+    train.run(_derive(TrainConfig, config, **common, **trained), console)
 
 
 def _reasons(dropped: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -103,13 +104,40 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
+class Outline(NamedTuple):
+    """What is known of a model without loading its weights."""
+
+    context_length: int
+    num_embeddings: int
+    ends: list[int]
+    """Its end tokens; the chat template may have one more."""
+
+
+def read_outline(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> Outline:
+    """The same figures that `load_model` would give. Raises ModelError."""
+    path = adapter_base(source.path) or source.path
+    config = _load_config(path, source)
+    try:
+        own = GenerationConfig.from_pretrained(path)
+    except OSError:  # no generation_config.json: loading the weights reads config.json then, too
+        own = GenerationConfig.from_model_config(config)
+    size = int(config.get_text_config().vocab_size)
+    return Outline(config_context_length(config), size, _end_tokens(own.eos_token_id, tokenizer, size))
+
+
+def _load_config(path: str, source: ModelSource) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=source.trust_remote_code)
-        if config.is_encoder_decoder:
-            raise ModelError(
-                f"model {source.name}: {config.model_type} is an encoder-decoder; a causal model is needed"
-            )
+    except LOADING_ERRORS as error:
+        raise ModelError(f"model {source.name}: cannot load {path} ({_first_line(error)})") from error
+    if config.is_encoder_decoder:
+        raise ModelError(f"model {source.name}: {config.model_type} is an encoder-decoder; a causal model is needed")
+    return config
+
+
+def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
+    config = _load_config(path, source)
+    try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -140,20 +168,30 @@ def _with_adapter(model: PreTrainedModel, path: str, trainable: bool) -> PeftMod
 
 def _fix_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keeps the model's end tokens (as a list) and drops its other generation defaults, which would change the draw."""
-    ends: Any = model.generation_config.eos_token_id if model.generation_config else None
-    listed: list[Any] = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
     size: int = model.get_input_embeddings().num_embeddings  # pyright: ignore[reportAssignmentType]
-    end = sorted({int(i) for i in listed if i is not None and 0 <= i < size})
-    if not end:
-        raise ModelError(f"its end token {tokenizer.eos_token_id} is beyond the model's {size} embeddings")
+    end = _end_tokens(model.generation_config.eos_token_id if model.generation_config else None, tokenizer, size)
     own: Any = tokenizer.pad_token_id
     pad = own if own is not None and own < size else end[0]  # masked anyway, but it must be in the table
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
 
 
+def _end_tokens(own: Any, tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
+    """The model's own end tokens (one, a list or None) and the tokenizer's, those of them that have an embedding."""
+    listed: list[Any] = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    end = sorted({int(i) for i in listed if i is not None and 0 <= i < size})
+    if not end:
+        raise ModelError(f"its end token {tokenizer.eos_token_id} is beyond the model's {size} embeddings")
+    return end
+
+
 def context_length(model: PreTrainedModel | PeftModel) -> int:
     """Tokens the model can take in, prompt and response together."""
-    text = model.config.get_text_config()
+    return config_context_length(model.config)
+
+
+def config_context_length(config: Any) -> int:
+    """The same from the configuration alone."""
+    text = config.get_text_config()
     return int(getattr(text, "max_position_embeddings", 0) or 1 << 20)
 
 

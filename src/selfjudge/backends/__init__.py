@@ -147,7 +147,13 @@ def _fake(model: str, options: BackendOptions) -> Backend:
     return FakeBackend(model, options)
 
 
-BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "fake": _fake}
+def _vllm(model: str, options: BackendOptions) -> Backend:
+    from selfjudge.backends.vllm import VLLMBackend
+
+    return VLLMBackend(model, options)
+
+
+BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "vllm": _vllm, "fake": _fake}
 
 
 @contextmanager

