@@ -184,8 +184,9 @@ def _check_lengths(title: str, found: dict[str, tuple[int, ...]]) -> None:
         gap = abs(statistics.fmean(lengths) - statistics.fmean(expected))
         allowed = STANDARD_ERRORS * math.hypot(_standard_error(lengths), _standard_error(expected))
         if gap > allowed:
-            raise BenchError(f"{title}: mean lengths of {name} and {first} differ by {gap:.3g} tokens, chance explains "
-                             f"{allowed:.3g}")
+            raise BenchError(
+                f"{title}: mean lengths of {name} and {first} differ by {gap:.3g} tokens, chance explains {allowed:.3g}"
+            )
 
 
 def _standard_error(lengths: Sequence[int]) -> float:

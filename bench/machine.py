@@ -79,7 +79,10 @@ def _model_products(place: Place, shape: Shape) -> list[tuple[str, str]]:
     width, inner, vocabulary = shape.hidden_size, shape.intermediate_size, shape.vocab_size
     return [
         *((f"linear layer {width} x {inner}, {rows} tokens", _product(place, rows, width, inner)) for rows in ROWS),
-        *((f"head {width} x {vocabulary}, {rows} tokens", _product(place, rows, width, vocabulary)) for rows in (1, 64)),
+        *(
+            (f"head {width} x {vocabulary}, {rows} tokens", _product(place, rows, width, vocabulary))
+            for rows in (1, 64)
+        ),
     ]
 
 

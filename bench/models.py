@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from bench.ways import Place
 
 PAD, END, YES, NO, UNKNOWN = "<pad>", "</s>", "Yes", "No", "<unk>"
-SPECIAL = (PAD, END, UNKNOWN, YES, NO)
+SPECIAL = (PAD, END, UNKNOWN, YES, NO, "yes", "no", "YES", "NO")
 END_ID = SPECIAL.index(END)
 CONTEXT = 4096
 NEVER_ENDS = 1e9
@@ -112,7 +112,7 @@ def _sigmoid_mean(logits: Tensor) -> float:
 
 
 def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One token per word: Yes, No and w5, w6, ...; any other word is unknown."""
+    """One token per word: Yes, No, their other spellings, and w9, w10, ...; any other word is unknown."""
     words = [*SPECIAL, *(f"w{index}" for index in range(len(SPECIAL), vocab_size))]
     level = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,4 +1,4 @@
-"""One round made of the usual pieces: batched `generate`, the reference's scoring, TRL's DPO: `python -m bench.peer_round`.
+"""One round of the usual pieces, `python -m bench.peer_round`: batched `generate`, the reference's scoring, TRL's DPO.
 
 The same prompts, responses, tokens and steps as `selfjudge align --rounds 1`, and the same question to the judge.
 """
@@ -45,8 +45,9 @@ def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], options: Options
     found: list[str] = []
     work = sampling.Sampling("", len(prompts), 0, options.new_tokens, options.num_responses)
     for start in range(0, len(prompts), options.batch):
-        inputs = tokenizer(prompts[start : start + options.batch], return_tensors="pt", padding=True,
-                           padding_side="left").to(model.device)
+        inputs = tokenizer(
+            prompts[start : start + options.batch], return_tensors="pt", padding=True, padding_side="left"
+        ).to(model.device)
         output = model.generate(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,

@@ -97,7 +97,10 @@ def pieces(place: Place, work: Round) -> Run:
 
     def command(folder: Path) -> list[str]:
         files = {"prompts": folder / "prompts.jsonl", "out": folder / "run"}
-        return ["bench.peer_round", *(w for name, value in (options | files).items() for w in (f"--{name}", str(value)))]
+        return [
+            "bench.peer_round",
+            *(w for name, value in (options | files).items() for w in (f"--{name}", str(value))),
+        ]
 
     return _commands(place, work, command)
 

@@ -19,8 +19,8 @@ from bench.engines import open_vllm, require_vllm
 from bench.machine import LIMIT_WAY
 from bench.models import END_ID, SHAPES, TEMPERATURE
 from bench.operations import Lengths
-from bench.ways import Place, Run, Turn, Unavailable, Way, clock
-from selfjudge.backends import BACKENDS, BackendOptions, SampleRequest
+from bench.ways import Place, Run, Turn, Unavailable, Way, clock, to_close
+from selfjudge.backends import BACKENDS, BackendOptions, SampleRequest, open_backend
 from selfjudge.backends import Sampling as Draw
 from selfjudge.records import Message
 
@@ -192,7 +192,8 @@ def ours_vllm(place: Place, work: Sampling) -> Run:
 
 
 def _backend(name: str, place: Place, work: Sampling) -> Run:
-    backend = BACKENDS[name](place.folder, BackendOptions(place.device, place.dtype, threads=place.threads))
+    options = BackendOptions(place.device, place.dtype, threads=place.threads)
+    backend = to_close.enter_context(open_backend(name, place.folder, options))
 
     def draw(requests: Sequence[SampleRequest], turn: int) -> list[int]:
         settings = Draw(work.num_responses, TEMPERATURE, max_new_tokens=work.new_tokens, seed=turn)

@@ -19,8 +19,8 @@ from bench.engines import open_vllm, require_vllm
 from bench.machine import LIMIT_WAY
 from bench.models import SHAPES
 from bench.operations import Lengths
-from bench.ways import Place, Run, Turn, Unavailable, Way, clock
-from selfjudge.backends import BACKENDS, BackendOptions, LabelRequest
+from bench.ways import Place, Run, Turn, Unavailable, Way, clock, to_close
+from selfjudge.backends import BACKENDS, BackendOptions, LabelRequest, open_backend
 from selfjudge.records import Message
 
 PADDED_TOKENS = 4096
@@ -208,7 +208,8 @@ def ours_vllm(place: Place, work: Scoring) -> Run:
 
 
 def _backend(name: str, place: Place, work: Scoring) -> Run:
-    backend = BACKENDS[name](place.folder, BackendOptions(place.device, place.dtype, threads=place.threads))
+    options = BackendOptions(place.device, place.dtype, threads=place.threads)
+    backend = to_close.enter_context(open_backend(name, place.folder, options))
 
     def run(turn: int) -> Turn:
         asked = requests(work, turn)

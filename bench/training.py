@@ -76,9 +76,7 @@ def rows(work: Training) -> list[Ranked]:
         return models.words(numbers.randint(work.response_tokens // 2, work.response_tokens), numbers, size)
 
     return [
-        Ranked(
-            models.words(work.prompt_tokens, numbers, size), tuple(response() for _ in range(work.num_responses))
-        )
+        Ranked(models.words(work.prompt_tokens, numbers, size), tuple(response() for _ in range(work.num_responses)))
         for _ in range(work.prompts_per_step * work.steps)
     ]
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+to_close = ExitStack()
+"""What a way has to close when its process ends."""
 
 
 class Unavailable(Exception):
