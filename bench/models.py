@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from bench.ways import Place
+from selfjudge.models import quiet_libraries
 
 PAD, END, YES, NO, UNKNOWN = "<pad>", "</s>", "Yes", "No", "<unk>"
 SPECIAL = (PAD, END, UNKNOWN, YES, NO, "yes", "no", "YES", "NO")
@@ -57,6 +58,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(64, 128, 2, 2, 1, 32, 512),  # for the tests of this benchmark
     "18M": Shape(320, 960, 6, 5, 5, 64, 32000),
     "18M, 128k": Shape(320, 960, 6, 5, 5, 64, 128256),
     "125M": Shape(576, 1536, 30, 9, 3, 64, 32000),
@@ -68,6 +70,8 @@ SHAPES = {
 
 def save(shape: Shape, place: Place, mean_response: float) -> None:
     """Writes model and tokenizer to the place's folder."""
+    quiet_libraries()
+    torch.set_num_threads(place.threads)
     build(shape, place, mean_response).save_pretrained(place.folder)
     tokenizer(shape.vocab_size).save_pretrained(place.folder)
 

@@ -13,6 +13,7 @@ from bench.rounds import Round
 from bench.sampling import Sampling
 from bench.scoring import Scoring
 from bench.training import Training
+from bench.ways import counted
 
 MEAN_RESPONSE = 64.0
 KINDS = ("scoring", "sampling", "training", "rounds")
@@ -38,8 +39,8 @@ def scoring_case(work: Scoring, at_least: float, share_of_limit: float = 0.0, **
     if share_of_limit:
         bars.append(Bar(scoring.OURS, LIMIT, share_of_limit, "operations"))
     title = (
-        f"Scoring, {work.shape}: {work.prompts} prompts of {work.prompt_tokens} tokens, {work.num_responses} responses "
-        f"of {work.response_tokens // 2} to {work.response_tokens}"
+        f"Scoring, {work.shape}: {counted(work.prompts, 'prompt')} of {work.prompt_tokens} tokens, "
+        f"{work.num_responses} responses of {work.response_tokens // 2} to {work.response_tokens}"
     )
     options = {"ways": tuple(scoring.WAYS), "mean_response": MEAN_RESPONSE, "bars": tuple(bars)} | changes
     return Case(title, work.shape, work, peer=scoring.REFERENCE, unit="scores", **options)  # pyright: ignore
@@ -49,8 +50,8 @@ def sampling_case(work: Sampling, at_least: float, mean_response: float = NEVER_
     """`mean_response` below the limit gives ragged lengths; `at_least` is the bar against one batch of `generate`."""
     ends = "exactly" if mean_response == NEVER_ENDS else f"{mean_response:.0f} tokens on average, at most"
     title = (
-        f"Sampling, {work.shape}: {work.prompts} prompts of up to {work.prompt_tokens} tokens, {work.num_responses} "
-        f"responses of {ends} {work.new_tokens}"
+        f"Sampling, {work.shape}: {counted(work.prompts, 'prompt')} of up to {work.prompt_tokens} tokens, "
+        f"{work.num_responses} responses of {ends} {work.new_tokens}"
     )
     bars = (Bar(sampling.OURS, sampling.BATCHED, at_least), Bar(sampling.OURS_VLLM, sampling.VLLM, 0.95))
     options = {"ways": tuple(sampling.WAYS), "bars": bars} | changes
@@ -59,9 +60,11 @@ def sampling_case(work: Sampling, at_least: float, mean_response: float = NEVER_
 
 def training_case(work: Training, at_least: float, **changes: object) -> Case:
     """`at_least` is the bar against tuned TRL, in pairs per second."""
-    what = "pairs" if work.num_responses == 2 else f"groups of {work.num_responses} (all {work.pairs_per_prompt} pairs)"
+    what = counted(work.prompts_per_step, "pair")
+    if work.num_responses > 2:
+        what = f"{counted(work.prompts_per_step, 'group')} of {work.num_responses} (all {work.pairs_per_prompt} pairs)"
     title = (
-        f"Training, {work.shape}: {work.prompts_per_step} {what} a step, prompts of {work.prompt_tokens} tokens, "
+        f"Training, {work.shape}: {what} a step, prompts of {work.prompt_tokens} tokens, "
         f"responses of {work.response_tokens // 2} to {work.response_tokens}"
     )
     bars = (
@@ -75,8 +78,8 @@ def training_case(work: Training, at_least: float, **changes: object) -> Case:
 def round_case(work: Round) -> Case:
     """The whole command; nothing is promised of it but that it is not slower."""
     title = (
-        f"Whole round, {work.shape}: {work.prompts} prompts of {work.prompt_tokens} tokens, {work.num_responses} "
-        f"responses of {work.new_tokens}, steps of {work.batch_size} pairs"
+        f"Whole round, {work.shape}: {counted(work.prompts, 'prompt')} of {work.prompt_tokens} tokens, "
+        f"{work.num_responses} responses of {work.new_tokens}, steps of {work.batch_size} pairs"
     )
     bars = (Bar(rounds.OURS, rounds.PIECES, 1.0),)
     return Case(title, work.shape, work, tuple(rounds.WAYS), rounds.PIECES, "prompts", NEVER_ENDS, bars)

@@ -74,3 +74,8 @@ def synchronise(device: str) -> None:
     """Waits for a GPU to finish what it was given."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
