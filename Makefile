@@ -1,13 +1,14 @@
 # make demo   run the loop on the built-in world and write its report
 # make test   run the tests
 # make check  lint, format and types
+# make bench  every comparison of speed and memory, into docs/speed.md (hours); bench-small prints the smallest (minutes)
 # Each makes the environment it needs in .venv, with the versions of requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-small clean
 
 demo: .venv/installed
 	$(BIN)/selfjudge demo --controls
@@ -21,7 +22,10 @@ check: .venv/installed-dev
 	$(BIN)/pyright
 
 bench: .venv/installed-dev
-	$(BIN)/python -m bench.small
+	$(BIN)/python -m bench --out docs/speed.md
+
+bench-small: .venv/installed-dev
+	$(BIN)/python -m bench --small
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench import machine, models, suites, table
+from bench import machine, models, shares, suites, table
 from bench.comparison import BenchError, Case, compare
 from bench.models import SHAPES
 from bench.suites import KINDS, Suite
@@ -40,20 +40,23 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(suite: Suite, kinds: Sequence[str], place: Place, out: Path | None) -> int:
     """Makes the comparisons and writes after each, so that nothing is lost; model folders go below the place's."""
-    head = table.machine_part(machine.describe(place), _apart(machine.limits, place, SHAPES[suite.machine_shape]))
+    described = _apart(machine.describe, place)
+    head = table.machine_part(described, _apart(machine.limits, place, SHAPES[suite.machine_shape]))
     print(head, flush=True)
     everything: list[Compared] = []
     for case in suites.chosen(suite, kinds):
         everything.append(_compared(case, place, suite.turns))
         print(table.case_part(everything[-1]), flush=True)
-        if out is not None:
-            table.put_into(out, _page(head, everything))
-    print("\n".join(_summary(everything)))
+        _write(out, [head, *_summary(everything), *map(table.case_part, everything)])
+    summary = [*_summary(everything), *_shares(suite, kinds, place)]
+    print("\n".join(summary))
+    _write(out, [head, *summary, *map(table.case_part, everything)])
     return int(any(compared.failure for compared in everything))
 
 
-def _page(head: str, everything: Sequence[Compared]) -> str:
-    return "\n".join([head, *_summary(everything), *map(table.case_part, everything)])
+def _write(out: Path | None, parts: Sequence[str]) -> None:
+    if out is not None:
+        table.put_into(out, "\n".join(parts))
 
 
 def _summary(everything: Sequence[Compared]) -> list[str]:
@@ -61,16 +64,29 @@ def _summary(everything: Sequence[Compared]) -> list[str]:
     return [table.bars_part(everything), *([growth] if growth else [])]
 
 
+def _shares(suite: Suite, kinds: Sequence[str], place: Place) -> list[str]:
+    """Where the time goes in the suite's scoring of the model whose products were measured."""
+    cases = [case for case in suite.cases["scoring"] if "scoring" in kinds and case.shape == suite.machine_shape]
+    return [
+        table.shares_part(case.title, _apart(shares.shares, _with_model(case, place), case.work)) for case in cases[:1]
+    ]
+
+
 def _compared(case: Case, place: Place, turns: int) -> Compared:
+    try:
+        return Compared(case, compare(case, _with_model(case, place), turns))
+    except BenchError as error:
+        print(f"{case.title}: {error}", file=sys.stderr)
+        return Compared(case, {}, str(error))
+
+
+def _with_model(case: Case, place: Place) -> Place:
+    """The place with the folder of the case's model, which is made once."""
     folder = Path(place.folder) / f"{case.shape}-{case.mean_response:g}".replace(", ", "-")
     here = replace(place, folder=str(folder))
     if not folder.exists():
         _apart(models.save, SHAPES[case.shape], here, case.mean_response)
-    try:
-        return Compared(case, compare(case, here, turns))
-    except BenchError as error:
-        print(f"{case.title}: {error}", file=sys.stderr)
-        return Compared(case, {}, str(error))
+    return here
 
 
 def _apart(function: Any, *arguments: Any) -> Any:

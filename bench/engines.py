@@ -8,7 +8,6 @@ from typing import Any
 
 from bench.ways import Place, Unavailable
 
-MEMORY_SHARE = 0.3  # of a GPU, so that other ways can hold their models beside it
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, whose memory and threads are counted
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -29,8 +28,6 @@ def open_vllm(place: Place, max_length: int, **options: Any) -> Any:
     require_vllm()
     from vllm import LLM
 
-    if place.device != "cpu":
-        options["gpu_memory_utilization"] = MEMORY_SHARE
     return LLM(
         place.folder,
         dtype=place.dtype,

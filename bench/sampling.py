@@ -133,7 +133,11 @@ def continuous(place: Place, work: Sampling) -> Run:
         ids = [tokenizer.encode(text) for text in asked]
         config = generation_config(work, work.num_responses)
         found = model.generate_batch(
-            ids, generation_config=config, continuous_batching_config=settings, warmup=place.device != "cpu"
+            ids,
+            generation_config=config,
+            continuous_batching_config=settings,
+            persistent_manager=place.device != "cpu",  # CUDA graphs are captured in the first round alone
+            warmup=place.device != "cpu",
         )
         if len(found) < len(ids) * work.num_responses:  # it logs errors and returns what it has
             raise RuntimeError(f"generate_batch gave {len(found)} of {len(ids) * work.num_responses} responses")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench import rounds, sampling, scoring, training
 from bench.comparison import Bar, Case
@@ -155,29 +155,26 @@ def _training_cases(shape: str, at_least: float, all_pairs: float) -> list[Case]
 
 
 def gpu() -> Suite:
-    """1B, and 8B one way at a time; work that grows, to see where the rate stops growing."""
-    return Suite(
-        3,
-        "1B",
-        {
-            "scoring": [
-                *(scoring_case(Scoring("1B", prompts, 64, 200), 1.0) for prompts in (4, 16, 64)),
-                scoring_case(Scoring("1B", 16, 800, 130), 2.0),
-                scoring_case(Scoring("8B", 16, 64, 200), 1.0, together=False),
-            ],
-            "sampling": [
-                *(sampling_case(Sampling("1B", prompts, 64, 128), 1.0) for prompts in (4, 16, 64)),
-                sampling_case(Sampling("1B", 64, 64, 256), 1.0, MEAN_RESPONSE),
-                sampling_case(Sampling("8B", 16, 64, 128), 1.0, together=False),
-            ],
-            "training": [
-                *(training_case(Training("1B", prompts, 64, 200), 1.0) for prompts in (4, 16)),
-                training_case(Training("1B", 4, 800, 130), 1.2),
-                training_case(Training("1B", 2, 64, 200, num_responses=4), 3.0),
-            ],
-            "rounds": [round_case(Round("1B", 64, 64, 128))],
-        },
-    )
+    """1B and 8B, one way at a time; work that grows, to see where the rate stops growing."""
+    cases = {
+        "scoring": [
+            *(scoring_case(Scoring("1B", prompts, 64, 200), 1.0) for prompts in (4, 16, 64)),
+            scoring_case(Scoring("1B", 16, 800, 130), 2.0),
+            scoring_case(Scoring("8B", 16, 64, 200), 1.0),
+        ],
+        "sampling": [
+            *(sampling_case(Sampling("1B", prompts, 64, 128), 1.0) for prompts in (4, 16, 64)),
+            sampling_case(Sampling("1B", 64, 64, 256), 1.0, MEAN_RESPONSE),
+            sampling_case(Sampling("8B", 16, 64, 128), 1.0),
+        ],
+        "training": [
+            *(training_case(Training("1B", prompts, 64, 200), 1.0) for prompts in (4, 16)),
+            training_case(Training("1B", 4, 800, 130), 1.2),
+            training_case(Training("1B", 2, 64, 200, num_responses=4), 3.0),
+        ],
+        "rounds": [round_case(Round("1B", 64, 64, 128))],
+    }
+    return Suite(3, "1B", {kind: [replace(case, together=False) for case in listed] for kind, listed in cases.items()})
 
 
 def chosen(suite: Suite, kinds: Sequence[str]) -> list[Case]:

@@ -97,6 +97,11 @@ def quotient(bar: Bar, ours: Measured, peer: Measured) -> float:
     return ours.flops_per_second / peer.rate if bar.of == "operations" else ours.rate / peer.rate
 
 
+def shares_part(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Where the time of one piece of work goes."""
+    return f"### Where the time goes\n\nIn selfjudge, hf: {title}.\n\n{table(('operations', 'of the time'), rows)}\n"
+
+
 def growth_part(everything: Sequence[Compared]) -> str:
     """How rates grow where a suite repeats the same work with more prompts; empty where it does not."""
     parts: list[str] = []

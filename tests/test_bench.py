@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import command, machine, models, operations, sampling, scoring, suites, table, training, ways
+from bench import command, machine, models, operations, sampling, scoring, shares, suites, table, training, ways
 from bench.comparison import Bar, BenchError, Case, Measured, check_agreement
 from bench.models import NEVER_ENDS, SHAPES
 from bench.operations import Lengths
@@ -138,10 +138,19 @@ def test_figures_of_a_way() -> None:
         loaded_bytes=10, turns=[Turn(2, 8, flops=6), Turn(1, 8, flops=6), Turn(4, 8, flops=6)], peak_bytes=14
     )
     assert (way.seconds, way.rate, way.flops_per_second, way.growth_bytes) == (2, 4, 3, 4)
+    other = Measured(loaded_bytes=10, turns=[Turn(2, 8, peak_bytes=30)], peak_bytes=30)
+    assert other.growth_bytes == 30
     peer = Measured(loaded_bytes=10, turns=[Turn(4, 8, flops=6)], peak_bytes=22)
     assert table.quotient(Bar("ours", "peer", 1), way, peer) == 2
     assert table.quotient(Bar("ours", "peer", 1, "memory"), way, peer) == 3
     assert table.quotient(Bar("ours", "peer", 1, "operations"), way, peer) == 1.5
+
+
+def test_operations_have_a_kind() -> None:
+    assert shares.kind_of("aten::addmm") == "matrix products"
+    assert shares.kind_of("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
+    assert shares.kind_of("aten::mul") == "norms, rotary embedding, activation"
+    assert shares.kind_of("aten::empty") == shares.OTHER
 
 
 def test_page_without_markers_is_refused(tmp_path: Path) -> None:
@@ -166,9 +175,9 @@ def test_growth_puts_the_sizes_of_one_work_side_by_side() -> None:
 
 def test_a_run_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_apart", lambda function, *arguments: function(*arguments))  # two processes less
-    ways_of = (scoring.REFERENCE, scoring.OURS, machine.LIMIT)
-    bar = Bar(scoring.OURS, scoring.REFERENCE, 0.0)
-    case = Case("Tiny", "tiny", SCORING, ways_of, scoring.REFERENCE, "scores", 6, (bar,))
+    ways_of = (scoring.OURS, machine.LIMIT)
+    bar = Bar(scoring.OURS, machine.LIMIT, 0.0, "operations")
+    case = Case("Tiny", "tiny", SCORING, ways_of, scoring.OURS, "scores", 6, (bar,))
     broken = replace(case, title="Broken", ways=("no such way",), bars=())
     page = tmp_path / "speed.md"
     page.write_text(f"before\n{table.BEGIN}\nstale\n{table.STOP}\nafter\n")
@@ -180,6 +189,7 @@ def test_a_run_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "stale" not in text
     assert "| selfjudge, hf | " in text
     assert "holds" in text
+    assert "| matrix products | " in text
     assert "### Broken\n\nNot measured: no such way died with exit code 1" in text
 
 
