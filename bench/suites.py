@@ -43,7 +43,7 @@ def scoring_case(work: Scoring, at_least: float, share_of_limit: float = 0.0, **
         f"{work.num_responses} responses of {work.response_tokens // 2} to {work.response_tokens}"
     )
     options = {"ways": tuple(scoring.WAYS), "mean_response": MEAN_RESPONSE, "bars": tuple(bars)} | changes
-    return Case(title, work.shape, work, peer=scoring.REFERENCE, unit="scores", **options)  # pyright: ignore
+    return Case(title, work.shape, work, peer=scoring.REFERENCE, unit="scores", **options)
 
 
 def sampling_case(work: Sampling, at_least: float, mean_response: float = NEVER_ENDS, **changes: object) -> Case:
@@ -55,7 +55,7 @@ def sampling_case(work: Sampling, at_least: float, mean_response: float = NEVER_
     )
     bars = (Bar(sampling.OURS, sampling.BATCHED, at_least), Bar(sampling.OURS_VLLM, sampling.VLLM, 0.95))
     options = {"ways": tuple(sampling.WAYS), "bars": bars} | changes
-    return Case(title, work.shape, work, peer=sampling.BATCHED, unit="tokens", mean_response=mean_response, **options)  # pyright: ignore
+    return Case(title, work.shape, work, peer=sampling.BATCHED, unit="tokens", mean_response=mean_response, **options)
 
 
 def training_case(work: Training, at_least: float, **changes: object) -> Case:
@@ -72,7 +72,7 @@ def training_case(work: Training, at_least: float, **changes: object) -> Case:
         Bar(training.OURS, training.TRL_TUNED, 1.0, "memory"),
     )
     options = {"ways": tuple(training.WAYS), "mean_response": MEAN_RESPONSE, "bars": bars} | changes
-    return Case(title, work.shape, work, peer=training.TRL_TUNED, unit="pairs", **options)  # pyright: ignore
+    return Case(title, work.shape, work, peer=training.TRL_TUNED, unit="pairs", **options)
 
 
 def round_case(work: Round) -> Case:

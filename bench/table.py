@@ -73,7 +73,7 @@ def _limit_line(compared: Compared) -> str:
 def bars_part(everything: Sequence[Compared]) -> str:
     """What was promised, and whether it holds."""
     rows = [
-        [compared.case.title.split(":")[0], *_bar(bar, compared)]
+        [compared.case.title, *_bar(bar, compared)]
         for compared in everything
         for bar in compared.case.bars
         if not compared.failure
@@ -87,7 +87,7 @@ def _bar(bar: Bar, compared: Compared) -> list[str]:
     if ours.unavailable or peer.unavailable:
         return [bar.ours, bar.peer, promised, "", ours.unavailable or peer.unavailable]
     ratio = quotient(bar, ours, peer)
-    return [bar.ours, bar.peer, promised, f"{ratio:.2f}", "holds" if ratio >= bar.at_least else "**missed**"]
+    return [bar.ours, bar.peer, promised, f"{ratio:.3f}", "holds" if ratio >= bar.at_least else "**missed**"]
 
 
 def quotient(bar: Bar, ours: Measured, peer: Measured) -> float:

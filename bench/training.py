@@ -222,7 +222,7 @@ def _timed_training(trainer: Trainer, place: Place) -> StepClock:
 def ours(place: Place, work: Training) -> Run:
     """PreferenceTrainer with the settings of `selfjudge train`, reference computed before training."""
     source = ModelSource(place.folder, place.device, place.dtype, threads=place.threads)
-    model: Any = get_peft_model(load_model(source, trainable=True)[0], lora())  # pyright: ignore[reportArgumentType]
+    model: Any = get_peft_model(load_model(source, trainable=True)[0], lora())
     policy = _policy(model, place, work)
     with policy.forward, without_adapter(model):
         preferences = list(policy.reference(_preferences(place, work), at_once=32))
