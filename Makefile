@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test check bench bench-small clean
+.PHONY: demo test check bench bench-small growth clean
 
 demo: .venv/installed
 	$(BIN)/selfjudge demo --controls
@@ -26,6 +26,9 @@ bench: .venv/installed-dev
 
 bench-small: .venv/installed-dev
 	$(BIN)/python -m bench --small
+
+growth: .venv/installed-dev
+	$(BIN)/python -m bench.growth
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -20,21 +20,25 @@ import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from bench import models, operations
 from bench.machine import LIMIT_WAY
 from bench.models import SHAPES
 from bench.operations import Lengths
-from bench.ways import Place, Run, Turn, Way, synchronise
+from bench.ways import Place, Run, Turn, Way, synchronise, to_close
+from selfjudge.forward import causal_lm
+from selfjudge.memory import tokens_per_row
 from selfjudge.models import ModelSource, load_model
-from selfjudge.trainer import Objective, Policy, Preference, PreferenceTrainer, without_adapter
+from selfjudge.preferences import Preference
+from selfjudge.trainer import Objective, Policy, PreferenceTrainer, without_adapter
 
 BETA = 0.1
 RANK, ALPHA = 16, 32
 LEARNING_RATE = 1e-4
 ADAPTER_SIZE = 0.05
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # those of `selfjudge train`, in a row and in a backward pass
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # in a backward pass of `selfjudge train`
 TRL_DEFAULTS = "TRL, defaults"
 TRL_TUNED = "TRL, tuned"
 OURS = "selfjudge"
@@ -188,7 +192,7 @@ def trl_trainer(place: Place, work: Training, dataset: Sequence[dict[str, str]],
     disable_progress_bar()
     several = work.pairs_per_prompt > 1
     arguments = DPOConfig(
-        **common_arguments(place, work, tempfile.mkdtemp(prefix="bench-trl-")),
+        **common_arguments(place, work, to_close.enter_context(tempfile.TemporaryDirectory())),
         per_device_train_batch_size=work.pairs_per_prompt if several else work.prompts_per_step,
         gradient_accumulation_steps=work.prompts_per_step if several else 1,
         beta=BETA,
@@ -232,20 +236,24 @@ def ours(place: Place, work: Training) -> Run:
         policy = _policy(model, place, work)
         with policy.forward, tempfile.TemporaryDirectory() as folder:
             arguments = _arguments(place, work, preferences, folder)
-            trainer = PreferenceTrainer(policy, preferences, [], arguments, on_log=lambda step, log: None)  # noqa: ARG005
+            trainer = PreferenceTrainer(policy, _all(preferences), _all([]), arguments, _ignore)
             return turn_of(work, _timed_training(trainer, place))
 
     return run
 
 
+def _ignore(step: int, log: dict[str, float]) -> None:
+    """The steps' own clock reads the losses."""
+
+
+def _all(preferences: Sequence[Preference]) -> Subset[Preference]:
+    return Subset(preferences, range(len(preferences)))
+
+
 def _policy(model: Any, place: Place, work: Training) -> Policy:
     compute = None if place.dtype == "float32" else place.torch_dtype
-    objective = Objective("dpo", {"beta": BETA}, _tokens_at_once(place), compute)
+    objective = Objective("dpo", {"beta": BETA}, tokens_per_row(causal_lm(model)), compute)
     return Policy(model, work.prompt_tokens + work.response_tokens + 1, objective)
-
-
-def _tokens_at_once(place: Place) -> int:
-    return TOKENS_AT_ONCE[place.device.split(":")[0]]
 
 
 def _preferences(place: Place, work: Training) -> list[Preference]:
@@ -266,7 +274,7 @@ def _preferences(place: Place, work: Training) -> list[Preference]:
 
 def _arguments(place: Place, work: Training, preferences: Sequence[Preference], folder: str) -> TrainingArguments:
     longest = max(preference.tree.num_tokens for preference in preferences)
-    at_once = max(1, min(work.prompts_per_step, _tokens_at_once(place) // longest))
+    at_once = max(1, min(work.prompts_per_step, TOKENS_AT_ONCE[place.device.split(":")[0]] // longest))
     micro = max(size for size in range(1, at_once + 1) if work.prompts_per_step % size == 0)
     return TrainingArguments(
         **common_arguments(place, work, str(Path(folder))),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import tiny
 import torch
 from torch import nn
 
-from selfjudge.attention import attend, segments, tree_attention, unsupported
+from selfjudge.attention import _by_branch, _merged, attend, segments, tree_attention, unsupported
 from selfjudge.errors import ModelError
 from selfjudge.rows import Tree, pack
 
@@ -53,6 +55,38 @@ def test_who_sees_whom():
     flat = torch.zeros(1, 1, 5, 4)
     found, _ = attend(nn.Identity(), flat, flat, values, None, **parts())  # pyright: ignore
     assert found[0, :, 0, 0].tolist() == pytest.approx([1, 1.5, 2, 7 / 3, 3])
+
+
+SPANS = [slice(0, 9), slice(9, 10), slice(10, 30), slice(30, 37)]
+
+
+def tree_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Query, key, value and the gradient of the output, (1, H, N, D), strided as models give them."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, SPANS[-1].stop, 3, 16, generator=generator).to(dtype).transpose(1, 2) for _ in range(4)]
+    return *(part.requires_grad_() for part in made[:3]), made[3]
+
+
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """The definition: one softmax over the tokens of the prefix and of the own branch, up to the token itself."""
+    branch = torch.cat([torch.full((span.stop - span.start,), i) for i, span in enumerate(SPANS)])
+    seen = ((branch[:, None] == branch) | (branch == 0)) & torch.ones(len(branch), len(branch), dtype=torch.bool).tril()
+    logits = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -torch.inf)
+    return logits.softmax(-1) @ value
+
+
+@pytest.mark.parametrize("attention", [_merged, _by_branch])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_large_trees(attention: Callable[..., torch.Tensor], dtype: torch.dtype, tolerance: float):
+    """Values and gradients of both ways are those of the definition in float64."""
+    *inputs, gradient = tree_inputs(dtype)
+    exact = [part.detach().double().requires_grad_() for part in inputs]
+    found, expected = attention(*inputs, SPANS, 0.3), dense(*exact, 0.3)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    found.backward(gradient)
+    expected.backward(gradient.double())
+    for part, true in zip(inputs, exact, strict=True):
+        torch.testing.assert_close(part.grad.double(), true.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_unsupported():

@@ -15,7 +15,7 @@ from selfjudge.head import label_logprobs, output_head, response_logps
 from selfjudge.rows import Tree, pack
 
 PACKED = ("llama", "qwen2", "qwen3", "gpt2", "phi", "granite", "cohere")
-PADDED = {
+UNPACKED = {
     "mistral": "window of 16 tokens",
     "gemma2": "caps its attention",
     "gpt_oss": "attention sinks",
@@ -44,13 +44,13 @@ def plain(model: Any, sequence: list[int], start: int) -> tuple[Tensor, Tensor]:
     return logps[start - 1 : -1].gather(1, wanted[:, None]).sum(), logps[-1]
 
 
-def packed(model: Any, size: str, expect_padded: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def packed(model: Any, size: str, expected_reason: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(response log-probs, label log-probs, gradients of the former) from packed rows."""
     head = output_head(causal_lm(model))
     found: dict[int, tuple[Tensor, Tensor]] = {}
     with RowForward(model, longest=210) as forward:
-        assert (forward.padded_because is None) == (expect_padded is None)
-        assert expect_padded is None or expect_padded in str(forward.padded_because)
+        assert (forward.unpacked_because is None) == (expected_reason is None)
+        assert expected_reason is None or expected_reason in str(forward.unpacked_because)
         for row in pack(trees(size), token_budget=300):
             hidden = forward(row)
             logps = response_logps(head, hidden, row)
@@ -85,8 +85,8 @@ def gradients(model: Any, logps: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found if g is not None])
 
 
-def assert_equal(model: Any, size: str, expect_padded: str | None = None) -> None:
-    logps, labels, ours = packed(model, size, expect_padded)
+def assert_equal(model: Any, size: str, expected_reason: str | None = None) -> None:
+    logps, labels, ours = packed(model, size, expected_reason)
     expected_logps, expected_labels, theirs = alone(model, size)
     torch.testing.assert_close(logps, expected_logps, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(labels, expected_labels, rtol=1e-5, atol=1e-5)
@@ -101,17 +101,37 @@ def test_packed_equals_alone(name: str, size: str):
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("name", PADDED)
-def test_padded_equals_alone(name: str, size: str):
-    assert_equal(tiny.model(name), size, PADDED[name])
+@pytest.mark.parametrize("name", UNPACKED)
+def test_unpacked_equals_alone(name: str, size: str):
+    assert_equal(tiny.model(name), size, UNPACKED[name])
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+def test_padded_equals_one_by_one(name: str):
+    """On a CPU no sequence is padded to another's length; where batches are worth it, padding changes nothing."""
+    model = tiny.model(name)
+    shapes: list[tuple[int, int]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    row = pack(trees("small"), token_budget=300)[0]
+    found: list[Tensor] = []
+    with RowForward(model, longest=210) as forward, torch.no_grad():
+        for at_once in (forward.paths_at_once, 3):
+            shapes.clear()
+            forward.paths_at_once = at_once
+            found.append(forward(row))
+            assert shapes[0][0] == at_once
+    assert len(row.branches) > 3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "qwen2", "mistral"])
 def test_with_an_adapter(name: str):
     """The adapter takes part (B is not 0): its own gradients are compared, and switching it off changes the result."""
     model = tiny.with_lora(tiny.model(name))
-    assert_equal(model, "mixed", PADDED.get(name))
-    adapted, _, _ = packed(model, "small", PADDED.get(name))
+    assert_equal(model, "mixed", UNPACKED.get(name))
+    adapted, _, _ = packed(model, "small", UNPACKED.get(name))
     with model.disable_adapter():
         bare = packed_logps(model)
     assert (adapted - bare).abs().min() > 0.01
@@ -130,8 +150,8 @@ def test_with_gradient_checkpointing(name: str, adapter: bool):
 def test_a_wide_window_needs_no_padding():
     """16 tokens of window hold a path of 16 whole, not one of 17."""
     model = tiny.model("mistral")
-    assert RowForward(model, longest=16).padded_because is None
-    assert "shorter than 17" in str(RowForward(model, longest=17).padded_because)
+    assert RowForward(model, longest=16).unpacked_because is None
+    assert "shorter than 17" in str(RowForward(model, longest=17).unpacked_because)
     rows = pack([Tree([5] * 3, ([6] * 13, [7] * 9))], 64)
     head = output_head(model)
     with RowForward(model, longest=16) as forward:
@@ -158,6 +178,6 @@ def test_the_former_attention_comes_back(former: str):
 def test_a_failed_trial_leaves_the_model_as_it_was(name: str):
     model = tiny.model(name).train()
     former = model.config._attn_implementation
-    assert RowForward(model, longest=8).padded_because
+    assert RowForward(model, longest=8).unpacked_because
     assert model.config._attn_implementation == former
     assert model.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,17 @@ def test_shared_beginnings_are_computed_once(model_folder: Callable[..., str]):
     model.label_logprobs(asked)
     whole = sum(len(model.renderer.encode(model.renderer.text(one.render(one.text)))) for one in asked)
     assert max(seen) < 0.55 * whole
+
+
+def test_without_mass(model_folder: Callable[..., str]):
+    """Items with and without it in one row: the differences stay, the mass is NaN where it was not asked for."""
+    model = backend(model_folder("llama"))
+    full = model.label_logprobs(requests(False))
+    some = [replace(r, with_mass=index % 2 == 0) for index, r in enumerate(requests(False))]
+    for index, (found, expected) in enumerate(zip(model.label_logprobs(some), full, strict=True)):
+        differences = [value - found.logprobs[0] for value in found.logprobs]
+        assert differences == pytest.approx([value - expected.logprobs[0] for value in expected.logprobs], abs=1e-5)
+        assert found.mass == pytest.approx(expected.mass) if index % 2 == 0 else math.isnan(found.mass)
 
 
 def test_the_same_answer_for_any_text_before_the_question(model_folder: Callable[..., str]):

@@ -11,19 +11,31 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "selfjudge"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"}
-PURE = ("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "forms", "config")
+PURE = ("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "forms", "ids", "config")
 LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
-    ("judges", "measures", "trainer", "categories", "backends", "benchmarks", "inputs"),
-    ("models", "rendering", "forward", "head", "attention", "sampling", "store", "console", "readers", "model_names"),
-    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "lab"),
+    ("judges", "measures", "trainer", "preferences", "categories", "backends", "benchmarks", "inputs"),
+    (
+        "models",
+        "rendering",
+        "forward",
+        "head",
+        "attention",
+        "memory",
+        "sampling",
+        "store",
+        "console",
+        "readers",
+        "model_names",
+    ),
+    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "ids", "lab"),
     ("records",),
     ("errors",),
 )
 """From top to bottom; a module may import its own layer and those below."""
-BESIDE = {"checks": 2, "__init__": 7, "lab.build": 2, "lab.train": 2, "lab.measure": 2, "lab.rows": 2}
+BESIDE = {"checks": 2, "__init__": 8, "lab.build": 2, "lab.train": 2, "lab.measure": 2, "lab.rows": 2}
 
 
 def module_of(file: Path) -> str:

@@ -52,6 +52,18 @@ def test_yes_no_arithmetic():
     assert replace(scored, scores=()) == example("5", "4", "long")
 
 
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)])
+def test_label_mass_of_a_share(share: float, low: int, high: int):
+    """Of 400 responses, about a quarter; which ones depends on the row and the text alone."""
+    texts = [str(number) for number in range(400)]
+    backend = Scripted(dict.fromkeys(texts, (0.6, 0.2)))
+    JUDGES["yes-no"](JudgeSetup(backend, mass_share=share))([example(*texts)])
+    chosen = {request.text for request in backend.asked if request.with_mass}
+    assert low <= len(chosen) <= high
+    JUDGES["yes-no"](JudgeSetup(again := Scripted(backend.answers), mass_share=share))([example(*texts[200:])])
+    assert {request.text for request in again.asked if request.with_mass} == chosen & set(texts[200:])
+
+
 def test_yes_no_asks_once_for_repeated_responses():
     backend = Scripted({"4": (0.6, 0.2), "5": (0.1, 0.4)})
     scored = JUDGES["yes-no"](JudgeSetup(backend))([example("4", "5", "4", "4")])[0]

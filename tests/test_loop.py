@@ -20,6 +20,7 @@ from selfjudge.cli import main
 from selfjudge.config import AlignConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
+from selfjudge.inputs import Source, survey
 from selfjudge.loop import _stretch
 from selfjudge.records import Example, Message
 from selfjudge.steps.train import COMPLETE, last_checkpoint
@@ -244,8 +245,8 @@ def test_a_run_that_was_moved_goes_on(here: Path, copy: Path) -> None:
 # Prompts and benchmarks
 
 
-def _prompts(number: int) -> list[Example]:
-    return [Example(f"p{i}", (Message("user", "?"),)) for i in range(number)]
+def _prompts(number: int) -> Source:
+    return survey("p", lambda: (Example(f"p{i}", (Message("user", "?"),)) for i in range(number)))
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_logprobs_are_those_of_the_trainer(model_folder: Callable[..., str], tmp
     policy = Policy(model.model, 200, Objective("dpo", {"beta": 0.1}, 300))
     with torch.no_grad(), policy.forward:
         computed = torch.cat(policy.logps(preferences)).tolist()
-    assert policy.forward.padded_because is None
+    assert policy.forward.unpacked_because is None
     assert logprobs(results) == pytest.approx(computed, abs=1e-4)
     assert min(logprobs(results)) < -5
 

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from commands import done, summary
 from models import make_model, make_prompts
 
 from selfjudge.cli import main
+from selfjudge.records import Example, Message
+from selfjudge.steps.sample import ReadAhead
 from selfjudge.store import read_rows
 
 FAKE = ["--backend", "fake", "--model", "fake", "--quiet"]
@@ -123,6 +126,42 @@ def test_an_interrupted_step_ends_as_a_straight_one(prompts: Path, tmp_path: Pat
         done(*command, *FAKE, "--out", file)
         assert file.read_bytes() == whole
         assert summary(file)["prompts"] == 20
+
+
+def test_summaries_do_not_depend_on_where_a_step_was_stopped(prompts: Path, tmp_path: Path) -> None:
+    """Rows of earlier starts are counted from the file, the others as they are made."""
+    steps_in_files(prompts, tmp_path)
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("samples", "scored", "selected", "evaluation")}
+    commands = {
+        "samples": ["sample", *FAKE, "--prompts", prompts],
+        "scored": ["judge", *FAKE, "--input", files["samples"]],
+        "selected": ["select", "--quiet", "--input", files["scored"]],
+        "evaluation": ["evaluate", *FAKE, "--benchmark", prompts],
+    }
+    done(*commands["evaluation"], "--out", files["evaluation"])
+    for name, file in files.items():
+        straight, whole = summary(file), file.read_bytes()
+        file.write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
+        done(*commands[name], "--out", file)
+        assert summary(file) == straight
+        assert file.read_bytes() == whole
+
+
+def test_results_in_another_order_find_their_prompts() -> None:
+    """Held are only the prompts that were read and not asked for yet."""
+    read: list[str] = []
+
+    def prompts() -> Iterator[Example]:
+        for number in range(1000):
+            read.append(f"p{number}")
+            yield Example(f"p{number}", (Message("user", "?"),))
+
+    waiting = ReadAhead(prompts())
+    for start in range(0, 1000, 4):
+        for number in (start + 2, start, start + 3, start + 1):
+            assert waiting.take(f"p{number}").id == f"p{number}"
+        assert len(read) == start + 4
+        assert not waiting._waiting
 
 
 def test_limit_takes_the_first_rows(prompts: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Judge:
         from selfjudge.steps.judge import make_judge
 
         config = build_checked(JudgeConfig, {"model": model} | options)
-        self._open = OpenModel()
+        self._open = OpenModel(Console().say)
         self._judge = make_judge(config, self._open, config.judge, config.seed)
 
     def score(self, prompt: Prompt, responses: Sequence[str], category: str | None = None) -> list[float]:

@@ -4,7 +4,9 @@
         hidden = model.base_model(ids, position_ids=positions, segments=segments(row, device, dtype)).last_hidden_state
 
 Every linear layer sees one row of shape (1, tokens); only attention knows of the trees. Small trees are gathered into a
-batch with one mask per tree; a large tree runs branch by branch, so that no branch is computed against another.
+batch with one mask per tree. In a large tree no branch is computed against another: on a CPU all branches attend to the
+prefix at once and each to itself, and the two parts are merged by their log-sum-exp, without masks and without copies
+of the prefix; on a GPU the branches run one by one over prefix and branch together.
 
 Shapes: S tokens in the row, H query heads, D head width, B trees in a batch, N tokens of the largest tree of a batch.
 """
@@ -154,16 +156,78 @@ def _attend_batch(batch: TreeBatch, query: Tensor, key: Tensor, value: Tensor, s
 
 def _attend_large(tree: TreeSpan, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """(1, H, S, D) -> (tokens of the tree, H, D)."""
-    prefix = slice(*tree.prefix)
+    whole = slice(tree.prefix.start, _stop(tree))
+    q, k, v = query[:, :, whole], key[:, :, whole], value[:, :, whole]
+    spans = [slice(start - whole.start, stop - whole.start) for start, stop in (tree.prefix, *tree.branches)]
+    attention = _merged if query.device.type == "cpu" else _by_branch
+    return attention(q, k, v, spans, scaling)[0].transpose(0, 1)
+
+
+def _by_branch(query: Tensor, key: Tensor, value: Tensor, spans: list[slice], scaling: float | None) -> Tensor:
+    """(1, H, N, D) of a whole tree, `spans` of its prefix and branches -> the same shape."""
+    prefix, *branches = spans
     k, v = key[:, :, prefix], value[:, :, prefix]
     parts = [F.scaled_dot_product_attention(query[:, :, prefix], k, v, is_causal=True, scale=scaling)]
-    for span in tree.branches:
-        own = slice(*span)
+    for own in branches:
         keys, values = torch.cat([k, key[:, :, own]], 2), torch.cat([v, value[:, :, own]], 2)
-        rows = span.stop - span.start
+        rows = own.stop - own.start
         mask = torch.ones(rows, keys.shape[2], dtype=torch.bool, device=query.device).tril(k.shape[2])
         parts.append(F.scaled_dot_product_attention(query[:, :, own], keys, values, attn_mask=mask, scale=scaling))
-    return torch.cat(parts, 2)[0].transpose(0, 1)
+    return torch.cat(parts, 2)
 
+
+def _merged(query: Tensor, key: Tensor, value: Tensor, spans: list[slice], scaling: float | None) -> Tensor:
+    """The same as `_by_branch`, on a CPU."""
+    return _MergedAttention.apply(query, key, value, spans, scaling)
+
+
+class _MergedAttention(torch.autograd.Function):
+    """softmax over prefix and branch = both softmaxes weighted by their shares of the sum of exponentials.
+
+    The kernel's own backward pass, given the merged output and the merged log-sum-exp, yields each part's share of the
+    gradient: the probabilities that it rebuilds from them are those over the whole.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, spans: list[slice], scaling: float | None
+    ) -> Tensor:
+        def attend(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor]:
+            parts = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            return _flash(*parts, is_causal=causal, scale=scaling)  # ((1, H, Q, D), (1, H, Q))
+
+        prefix, *branches = spans
+        behind = slice(prefix.stop, None)
+        out, lse = attend(prefix, prefix, True)
+        shared_out, shared_lse = attend(behind, prefix, False)
+        own = [attend(branch, branch, True) for branch in branches]
+        own_out, own_lse = torch.cat([o for o, _ in own], 2), torch.cat([s for _, s in own], 2)
+        share = torch.sigmoid(own_lse - shared_lse)[..., None].to(out.dtype)
+        out = torch.cat([out, torch.lerp(shared_out, own_out, share)], 2)
+        lse = torch.cat([lse, torch.logaddexp(shared_lse, own_lse)], 2)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.spans, ctx.scaling = spans, scaling
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, lse = ctx.saved_tensors
+
+        def gradients(queries: slice, keys: slice, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+            asked = grad_outputs[0][:, :, queries], query[:, :, queries], key[:, :, keys], value[:, :, keys]
+            given = out[:, :, queries], lse[:, :, queries]
+            return _flash_backward(*asked, *given, 0.0, causal, scale=ctx.scaling)
+
+        prefix, *branches = ctx.spans
+        first = gradients(prefix, prefix, True)
+        shared = gradients(slice(prefix.stop, None), prefix, False)
+        own = [torch.cat(parts, 2) for parts in zip(*(gradients(b, b, True) for b in branches), strict=True)]
+        of_query = torch.cat([first[0], shared[0] + own[0]], 2)
+        of_key, of_value = (torch.cat([first[i] + shared[i], own[i]], 2) for i in (1, 2))
+        return of_query, of_key, of_value, None, None
+
+
+_flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 AttentionInterface.register(NAME, attend)

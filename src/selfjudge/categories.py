@@ -32,7 +32,7 @@ def _request(example: Example) -> LabelRequest:
     def render(text: str) -> tuple[Message, ...]:
         return (Message("user", layout.replace("{request}", text)),)
 
-    return LabelRequest(example.id, render, flatten(example.messages), labels)
+    return LabelRequest(example.id, render, flatten(example.messages), labels, with_mass=False)
 
 
 def _likeliest(logprobs: Sequence[float]) -> str:

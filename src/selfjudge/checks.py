@@ -191,6 +191,7 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "tau", "loss", ("azar",)),
     (JudgeConfig, "questions", "judge", ("yes-no",)),
     (JudgeConfig, "in_place", "judge", ("yes-no",)),
+    (JudgeOptions, "label_mass", "judge", ("yes-no",)),
     (JudgeConfig, "seed", "judge", ("random",)),
     *[(JudgeConfig, name, "judge", ("yes-no",)) for name in (*ModelOptions.model_fields, "token_budget")],
 ]

@@ -66,7 +66,10 @@ class RowOptions(Options):
     """How much is computed at a time where responses are read, not drawn."""
 
     token_budget: int = option(
-        0, "tokens in one packed row; 0: 2048 on a CPU, 16384 on a GPU", changes_result=False, ge=0
+        0,
+        "tokens in one packed row; 0: what fits, at most 2048 on a CPU, 16384 on a GPU",
+        changes_result=False,
+        ge=0,
     )
 
 
@@ -98,6 +101,7 @@ class JudgeOptions(RowOptions):
     )
     questions: str | None = option(None, "TOML file with your own wording of the questions")
     in_place: bool = option(False, "ask as the next turn instead of quoting request and response")
+    label_mass: float = option(1.0, "share of the responses whose label mass is computed; 0: none", ge=0, le=1)
 
 
 class SelectOptions(Options):

@@ -312,7 +312,7 @@ def _tags(row: Row, keep_category: bool) -> dict[str, Any]:
     given = row.get("tags")
     if given is not None and not isinstance(given, dict):
         raise RowError(f"tags must be an object, found {_kind(given)}")
-    tags = {column: row[column] for column in TAG_COLUMNS if _is_tag(row.get(column))}
+    tags = {column: row[column] for column in TAG_COLUMNS if column in row and _is_tag(row[column])}
     if not keep_category and _is_tag(row.get("category")):
         tags["source_category"] = row["category"]
     if _first_present(row, PROMPT_COLUMNS) == "turns" and len(row["turns"]) > 1:
@@ -382,10 +382,14 @@ def _boolean(value: Any, column: str) -> bool:
 def _token_ids(value: Any, column: str) -> tuple[int, ...] | None:
     if value is None:
         return None
-    whole = isinstance(value, list) and all(type(x) is int and x >= 0 for x in cast("list[Any]", value))
-    if not whole:
+    if not isinstance(value, list) or not _whole_numbers(cast("list[Any]", value)):
         raise RowError(f"{column!r} must be a list of whole numbers from 0 up, found {_kind(value)}")
     return tuple(cast("list[int]", value))
+
+
+def _whole_numbers(values: list[Any]) -> bool:
+    """True when all are whole numbers from 0 up; without a loop in Python, since token ids are most of a file."""
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 
 def _kind(value: Any) -> str:

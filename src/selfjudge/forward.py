@@ -3,8 +3,9 @@
     with RowForward(model, longest=2048) as forward:
         hidden = forward(row)                       # (tokens of the row, width)
 
-A model whose attention cannot follow the trees of a row gets every sequence by itself, in a right-padded batch; the
-result is the same, `forward.padded_because` says why it is slower.
+A model whose attention cannot follow the trees of a row gets every sequence by itself: one after the other on a CPU,
+where padding costs more than it saves, in a right-padded batch on a GPU. The result is the same;
+`forward.unpacked_because` says why it is slower.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class RowForward:
     def __init__(self, model: PreTrainedModel | PeftModel, longest: int) -> None:
         """`longest`: tokens of the longest single sequence that will be asked for."""
         self.model = causal_lm(model)
-        self.padded_because = unsupported(self.model.config, longest) or _tried(self.model)
-        self._attention = None if self.padded_because else tree_attention(self.model)
+        self.unpacked_because = unsupported(self.model.config, longest) or _tried(self.model)
+        self.paths_at_once = 1 if self.model.device.type == "cpu" else 64
+        """Sequences of an unpacked row in one batch."""
+        self._attention = None if self.unpacked_because else tree_attention(self.model)
 
     def __enter__(self) -> RowForward:
         if self._attention:
@@ -50,28 +53,28 @@ class RowForward:
 
     def __call__(self, row: Row) -> Tensor:
         """(tokens of the row, width), in the model's dtype."""
-        return self._padded(row) if self.padded_because else _packed(self.model, row)
+        return self._unpacked(row) if self.unpacked_because else _packed(self.model, row)
 
-    def _padded(self, row: Row) -> Tensor:
+    def _unpacked(self, row: Row) -> Tensor:
+        device = self.model.device
         paths = [
-            torch.tensor(row.input_ids[branch.prefix.start : branch.prefix.stop] + row.input_ids[slice(*branch.span)])
+            torch.tensor(row.input_ids[slice(*branch.prefix)] + row.input_ids[slice(*branch.span)], device=device)
             for branch in row.branches
         ]
-        lengths = torch.tensor([len(path) for path in paths])
-        ids = pad_sequence(paths, batch_first=True)  # (sequences, longest)
-        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-        device = self.model.device
-        output = self.model.base_model(
-            input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False
-        ).last_hidden_state
-        hidden = output.new_zeros(len(row.input_ids), output.shape[-1])
-        for path, branch in zip(output, row.branches, strict=True):
-            length = branch.prefix.stop - branch.prefix.start
-            stop = length + branch.span.stop - branch.span.start
+        starts = range(0, len(paths), self.paths_at_once)
+        batches = [paths[start : start + self.paths_at_once] for start in starts]
+        outputs = [output for batch in batches for output in self._batch(batch)]
+        hidden = outputs[0].new_zeros(len(row.input_ids), outputs[0].shape[-1])
+        for output, branch in zip(outputs, row.branches, strict=True):
             # all branches of a tree agree on their prefix, so the last one may write it
             index = torch.cat([torch.arange(*branch.prefix), torch.arange(*branch.span)]).to(device)
-            hidden = hidden.index_copy(0, index, path[:stop])
+            hidden = hidden.index_copy(0, index, output[: len(index)])
         return hidden
+
+    def _batch(self, paths: list[Tensor]) -> Tensor:
+        """(sequences, longest, width); nothing follows the padding that could look at it, so no mask is needed."""
+        ids = pad_sequence(paths, batch_first=True)
+        return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def _packed(model: PreTrainedModel, row: Row) -> Tensor:
@@ -84,7 +87,7 @@ def _packed(model: PreTrainedModel, row: Row) -> Tensor:
     return output.last_hidden_state[0]
 
 
-_PADDED_BECAUSE: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
+_UNPACKED_BECAUSE: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
 def _tried(model: PreTrainedModel) -> str | None:
@@ -93,12 +96,12 @@ def _tried(model: PreTrainedModel) -> str | None:
     No list of architectures is complete: some have attention that takes no function from outside, some mix tokens in
     other ways as well (a recurrent state runs through the whole row and would carry one branch into the next).
     """
-    if model not in _PADDED_BECAUSE:
+    if model not in _UNPACKED_BECAUSE:
         training = model.training
         model.eval()
-        _PADDED_BECAUSE[model] = _try(model)
+        _UNPACKED_BECAUSE[model] = _try(model)
         model.train(training)
-    return _PADDED_BECAUSE[model]
+    return _UNPACKED_BECAUSE[model]
 
 
 @torch.no_grad()

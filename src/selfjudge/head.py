@@ -10,19 +10,18 @@ Everything here is float32 and in nats whatever the model's dtype: a difference 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from selfjudge.errors import ModelError
 from selfjudge.rows import Row
 
-CHUNK_ELEMENTS = 1 << 25  # positions x vocabulary of one chunk of logits: 128 MiB in float32
+CHUNK_ELEMENTS = 1 << 24  # positions x vocabulary of one chunk of logits: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,13 @@ class Head:
         else:
             bias = None if self.bias is None else self.bias[ids].float()
             values = F.linear(hidden.float(), self.weight[ids].float(), bias)
-        values = values * self.scale
+        if self.scale != 1:
+            values = values * self.scale
         return values if self.softcap is None else self.softcap * torch.tanh(values / self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d (hidden @ weight.T + bias), of the shape of `logits` where the model caps them."""
+        return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap).square())
 
 
 def output_head(model: PreTrainedModel) -> Head:
@@ -88,32 +92,83 @@ def label_logprobs(
     grouped = torch.stack([part.logsumexp(-1) for part in values.split([len(group) for group in groups], -1)], -1)
     if not with_mass:
         return grouped, torch.full(hidden.shape[:1], torch.nan)
-    everything = head.logits(hidden)  # (items, V)
-    everything[:, flat] = values  # the same figures in both sums, else rounded logits give a mass above 1
-    logprobs = grouped - everything.logsumexp(-1, keepdim=True)
+    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    parts = zip(hidden.split(size), values.split(size), strict=True)
+    total = torch.cat([_log_total(head, states, flat, own) for states, own in parts])
+    logprobs = grouped - total[:, None]
     return logprobs, logprobs.logsumexp(-1).exp()
+
+
+def _log_total(head: Head, hidden: Tensor, ids: Tensor, values: Tensor) -> Tensor:
+    """(items,) log-sum-exp over the vocabulary, with the logits `values` (items, ids) that are known already."""
+    everything = head.logits(hidden)  # (items, V)
+    everything[:, ids] = values  # the same figures in both sums, else rounded logits give a mass above 1
+    return everything.logsumexp(-1)
 
 
 def response_logps(head: Head, hidden: Tensor, row: Row) -> Tensor:
     """Sum of log p(token | all before) over the tokens of each branch: (branches,), in nats, float32.
 
     The first token of a branch is predicted at the last position of its prefix. Logits exist for one chunk of positions
-    at a time and are computed again in the backward pass.
+    at a time.
     """
     device = hidden.device
     predicting = [p for b in row.branches for p in (b.prefix.stop - 1, *range(b.span.start, b.span.stop - 1))]
     targets = [token for b in row.branches for token in row.input_ids[slice(*b.span)]]
     owner = [k for k, b in enumerate(row.branches) for _ in range(*b.span)]
     states, wanted = hidden[torch.tensor(predicting, device=device)], torch.tensor(targets, device=device)
-    size = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
-    parts = [
-        checkpoint(_token_logps, head, h, w, use_reentrant=False)
-        for h, w in zip(states.split(size), wanted.split(size), strict=True)
-    ]
+    logps = _TokenLogps.apply(states, head.weight, head.bias, wanted, head)
     sums = torch.zeros(len(row.branches), device=device)
-    return sums.index_add(0, torch.tensor(owner, device=device), torch.cat(parts))  # pyright: ignore[reportArgumentType]
+    return sums.index_add(0, torch.tensor(owner, device=device), logps)  # pyright: ignore[reportArgumentType]
 
 
-def _token_logps(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(positions, width), (positions,) -> (positions,)."""
-    return -F.cross_entropy(head.logits(hidden), targets, reduction="none")
+class _TokenLogps(torch.autograd.Function):
+    """(P, width), (P,) targets -> (P,) log-probabilities, with the gradient to the hidden states found on the way.
+
+    Position t alone decides logp_t, so d logp_t / d hidden_t = (onehot - p) @ weight can be computed while the logits
+    of its chunk exist: two products with the head in all, nothing of size P x V is kept or computed twice. Only a head
+    that is trained itself needs its probabilities once more in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head) -> Tensor:
+        head, size = replace(head, weight=weight, bias=bias), max(1, CHUNK_ELEMENTS // weight.shape[0])
+        logps: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            logp, coefficients = _chunk(head, states, wanted)
+            logps.append(logp)
+            if ctx.needs_input_grad[0]:
+                gradients.append((coefficients.to(weight.dtype) @ weight).to(hidden.dtype))
+        ctx.head, ctx.size = head, size
+        ctx.save_for_backward(torch.cat(gradients) if gradients else None, hidden, targets)
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        per_token, hidden, targets = ctx.saved_tensors
+        upstream = grad_outputs[0][:, None]  # (P, 1)
+        of_hidden = None if per_token is None else (per_token * upstream).to(per_token.dtype)
+        if not any(ctx.needs_input_grad[1:3]):
+            return of_hidden, None, None, None, None
+        head, sizes = ctx.head, (hidden.split(ctx.size), targets.split(ctx.size), upstream.split(ctx.size))
+        of_weight = torch.zeros_like(head.weight)
+        of_bias = None if head.bias is None else torch.zeros_like(head.bias)
+        for states, wanted, gradient in zip(*sizes, strict=True):
+            coefficients = (_chunk(head, states, wanted)[1] * gradient).to(head.weight.dtype)
+            of_weight.addmm_(coefficients.T, states.to(head.weight.dtype))
+            if of_bias is not None:
+                of_bias += coefficients.sum(0)
+        return of_hidden, of_weight, of_bias, None, None
+
+
+def _chunk(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (P,) of the targets, and (onehot - p) times the head's slope: (P, V), float32."""
+    logits = head.logits(hidden)
+    slope = head.slope(logits)
+    wanted, highest = logits.gather(1, targets[:, None]), logits.amax(-1, keepdim=True)
+    weights = logits.sub_(highest).exp_()  # in place from here on: a chunk of logits is the largest thing in memory
+    total = weights.sum(-1, keepdim=True)
+    coefficients = weights.mul_(-1 / total)
+    coefficients[torch.arange(len(targets), device=targets.device), targets] += 1
+    return (wanted - highest - total.log())[:, 0], coefficients.mul_(slope)

@@ -15,38 +15,39 @@ moment and started again with the same command, the run goes on and ends with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selfjudge.config import AlignConfig, EvaluateConfig, JudgeConfig, Options, SampleConfig, SelectConfig, TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import DataError, StepError
-from selfjudge.inputs import entry, read_prompts
+from selfjudge.inputs import Source, read_prompts, survey
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
-from selfjudge.steps import OpenModel, Summary, evaluate, judge, report, sample, select, train, versions
+from selfjudge.steps import OpenModel, Summary, evaluate, groups_of, judge, report, sample, select, train, versions
 from selfjudge.store import StepMeta, open_output, write_json_atomic
 
 Step = TypeVar("Step", bound=Options)
 RUN_FILE = "run.json"
+WRITTEN_TOGETHER = 256  # prompts
 PREFERRED_FIGURES = ("greedy", "sampled", "judge_accuracy", "self_log_odds")
 
 
 def run(config: AlignConfig, console: Console) -> Summary:
     """Runs what is not done yet and writes the report; returns the evaluation of the start and of every round."""
     out = Path(config.out)
-    prompts, held_out = _prompts(config)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / RUN_FILE).exists():
-        _record(config, out)
-    found: Summary = {}
-    with OpenModel() as model:
-        found["start"] = _evaluate(config, config.model, out / "start", held_out, console, model)
+    with read_prompts(config.prompts) as given, OpenModel(console.say) as model:
+        prompts, held_out = _prompts(config, given)
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / RUN_FILE).exists():
+            _record(config, out)
+        found = {"start": _evaluate(config, config.model, out / "start", held_out, console, model)}
         current = config.model
         for number in range(1, config.rounds + 1):
             folder = out / f"round-{number}"
-            _round(config, current, _stretch(prompts, number, config.prompts_per_round), folder, console, model)
+            _round(config, current, _of_round(prompts, number, config.prompts_per_round), folder, console, model)
             current = str(folder / "model")
             found[folder.name] = _evaluate(config, current, folder, held_out, console, model)
     _record(config, out)  # every step agreed with these options; an option that was refused is not recorded
@@ -58,16 +59,15 @@ def _record(config: AlignConfig, out: Path) -> None:
     write_json_atomic(out / RUN_FILE, {"config": config.model_dump(), "versions": versions()})
 
 
-def _prompts(config: AlignConfig) -> tuple[list[Example], list[Example] | None]:
+def _prompts(config: AlignConfig, prompts: Source) -> tuple[Source, Source | None]:
     """Prompts of the rounds, and those held out to evaluate on where there is no benchmark."""
-    prompts = read_prompts(config.prompts)
     if config.judge == "oracle":
         judge.check_references(prompts, config.prompts)
     if config.benchmark is not None:
         return prompts, None
-    held_out = [prompt for prompt in prompts if hash_share(prompt.id) < config.holdout]
-    rest = [prompt for prompt in prompts if hash_share(prompt.id) >= config.holdout]
-    if not held_out or not rest:
+    held_out = prompts.part(lambda prompt: hash_share(prompt.id) < config.holdout)
+    rest = prompts.part(lambda prompt: hash_share(prompt.id) >= config.holdout)
+    if not len(held_out) or not len(rest):
         raise DataError(
             f"{config.prompts}: {len(prompts)} prompts are too few to hold out {config.holdout:.0%}; "
             "give more prompts, another --holdout, or a --benchmark"
@@ -75,21 +75,25 @@ def _prompts(config: AlignConfig) -> tuple[list[Example], list[Example] | None]:
     return rest, held_out
 
 
-def _stretch(prompts: Sequence[Example], number: int, size: int) -> list[Example]:
+def _of_round(prompts: Source, number: int, size: int) -> Source:
+    return survey(prompts.entry["name"], lambda: _stretch(prompts, number, size))
+
+
+def _stretch(prompts: Source, number: int, size: int) -> Iterator[Example]:
     """The prompts of a round: `size` of them, going on where the last round stopped, and from the top at the end."""
     count = min(size or len(prompts), len(prompts))
-    start = (number - 1) * count
-    return [prompts[(start + index) % len(prompts)] for index in range(count)]
+    start = (number - 1) * count % len(prompts)
+    return islice(chain(prompts, prompts), start, start + count)
 
 
 def _round(
-    config: AlignConfig, current: str, prompts: list[Example], folder: Path, console: Console, model: OpenModel
+    config: AlignConfig, current: str, prompts: Source, folder: Path, console: Console, model: OpenModel
 ) -> None:
     """Samples of the current model -> scores -> pairs -> the next model."""
     console.say(f"{folder.name}: {len(prompts)} prompts, {config.num_responses} responses each")
     seed = config.seed * 1000 + int(folder.name.removeprefix("round-"))
     files = {name: str(folder / f"{name}.jsonl") for name in ("prompts", "samples", "scored", "selected")}
-    _write_prompts(prompts, files["prompts"], config.prompts)
+    _write_prompts(prompts, files["prompts"])
     common = {"model": current, "seed": seed}
     sample.run(_derive(SampleConfig, config, **common, prompts=files["prompts"], out=files["samples"]), console, model)
     judge.run(_derive(JudgeConfig, config, **common, input=files["samples"], out=files["scored"]), console, model)
@@ -105,15 +109,16 @@ def _reasons(dropped: dict[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
 
 
-def _write_prompts(prompts: list[Example], path: str, source: str) -> None:
-    with open_output(path, StepMeta("prompts", {}, {"prompts": entry("-", prompts) | {"name": source}})) as output:
+def _write_prompts(prompts: Source, path: str) -> None:
+    with open_output(path, StepMeta("prompts", {}, {"prompts": prompts.entry})) as output:
         if not output.finished:
-            output.append(prompt.to_json() for prompt in prompts if prompt.id not in output.done_ids)
+            for group in groups_of(prompts, WRITTEN_TOGETHER):
+                output.append(prompt.to_json() for prompt in group if prompt.id not in output.done_ids)
             output.finish({"prompts": len(prompts)})
 
 
 def _evaluate(
-    config: AlignConfig, name: str, folder: Path, held_out: list[Example] | None, console: Console, model: OpenModel
+    config: AlignConfig, name: str, folder: Path, held_out: Source | None, console: Console, model: OpenModel
 ) -> Summary:
     console.say(f"{folder.name}: evaluation")
     benchmark = config.benchmark or config.prompts

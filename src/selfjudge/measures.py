@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from selfjudge import stats
 from selfjudge.records import Example
 
 BOOTSTRAP_SEED = 0
 
-Difference = tuple[str, str, float]
-"""Prompt id, kind of the wrong response (empty where not named), score of the right one minus that of the wrong one."""
+Numbers = Sequence[float] | NDArray[Any]
+Difference = tuple[str, float]
+"""Kind of the wrong response (empty where not named), score of the right one minus that of the wrong one."""
 
 
 @dataclass
@@ -35,9 +40,9 @@ class Measure:
         return self.total / self.count if self.count else math.nan
 
 
-def interval_of(values: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, Any]:
-    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it."""
-    interval = stats.mean_interval(list(values), None if groups is None else list(groups), seed=BOOTSTRAP_SEED)
+def interval_of(values: Numbers, groups: Numbers | None = None) -> dict[str, Any]:
+    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it; `groups` numbers the prompts."""
+    interval = stats.mean_interval(values, groups, seed=BOOTSTRAP_SEED)
     return {"value": interval.estimate, "low": interval.low, "high": interval.high, "n": len(values)}
 
 
@@ -48,18 +53,41 @@ def pair_differences(example: Example) -> list[Difference]:
     kinds = example.tags.get("kinds", [""] * len(example.scores))
     wrong = [index for index in range(len(example.scores)) if index not in example.gold]
     score = [s.log_odds for s in example.scores]
-    return [(example.id, kinds[w], score[right] - score[w]) for right in example.gold for w in wrong]
+    return [(kinds[w], score[right] - score[w]) for right in example.gold for w in wrong]
 
 
-def judge_figures(differences: Sequence[Difference]) -> dict[str, Any]:
-    """Accuracy over all pairs (ties half), the strict figure, and the accuracy against each kind of wrong response."""
-    counted = stats.accuracy([difference for _, _, difference in differences])
-    figures: dict[str, Any] = {"judge_accuracy": _accuracy(differences)}
-    for kind in sorted({kind for _, kind, _ in differences if kind}):
-        figures[f"judge_accuracy_{kind}"] = _accuracy([d for d in differences if d[1] == kind])
-    return figures | {"judge_strict": counted.strict, "pairs": counted.n, "ties": counted.ties}
+class JudgedPairs:
+    """The score differences of all pairs, as plain numbers: 16 bytes a pair."""
 
+    def __init__(self) -> None:
+        self._differences = array("d")
+        self._prompts = array("I")
+        self._kinds = array("I")
+        self._names: dict[str, int] = {}
+        self._added = 0
 
-def _accuracy(differences: Sequence[Difference]) -> dict[str, Any]:
-    credits = stats.credit([difference for _, _, difference in differences])
-    return interval_of(credits.tolist(), [group for group, _, _ in differences])
+    def add(self, pairs: Iterable[Difference]) -> None:
+        """The pairs of one prompt."""
+        for kind, difference in pairs:
+            self._differences.append(difference)
+            self._prompts.append(self._added)
+            self._kinds.append(self._names.setdefault(kind, len(self._names)))
+        self._added += 1
+
+    def figures(self) -> dict[str, Any]:
+        """Accuracy over all pairs (ties half), the strict figure, and the accuracy against each kind of wrong response.
+
+        Nothing where there is no pair.
+        """
+        if not self._differences:
+            return {}
+        differences, kinds = np.asarray(self._differences), np.asarray(self._kinds)
+        figures: dict[str, Any] = {"judge_accuracy": self._accuracy(np.ones(len(kinds), bool))}
+        for name in sorted(filter(None, self._names)):
+            figures[f"judge_accuracy_{name}"] = self._accuracy(kinds == self._names[name])
+        counted = stats.accuracy(differences)
+        return figures | {"judge_strict": counted.strict, "pairs": counted.n, "ties": counted.ties}
+
+    def _accuracy(self, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+        credits = stats.credit(np.asarray(self._differences)[chosen])
+        return interval_of(credits, np.asarray(self._prompts)[chosen])

@@ -5,8 +5,9 @@
 
 The extension says the format: .jsonl .ndjson .json .csv .tsv .txt (one prompt a line), each also with .gz, and
 .parquet; `-` reads JSONL from standard input. JSONL, CSV and text stream, Parquet comes in batches, JSON is loaded
-whole; of the rows gone by only the ids are kept. `selfjudge.forms` lists the columns. Row numbers count from 1: lines
-of a JSONL or text file, spreadsheet rows of a table (its header is row 1), entries of a JSON or Parquet file.
+whole; of the rows gone by only digests of the ids are kept. `selfjudge.forms` lists the columns. Row numbers count
+from 1: lines of a JSONL or text file, spreadsheet rows of a table (its header is row 1), entries of a JSON or Parquet
+file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from typing import Any, BinaryIO, cast
 
 from selfjudge.errors import ConfigError, DataError
 from selfjudge.forms import Row, RowError, example_from_row
+from selfjudge.ids import IdTable
 from selfjudge.records import Example, Message
 
 PARQUET_BATCH = 256
@@ -54,15 +56,14 @@ def read_examples(
     unknown = sorted(set(need) - set(NEEDS))
     if unknown:
         raise ConfigError(f"unknown field {unknown[0]!r} in need; allowed: {', '.join(NEEDS)}")
-    return _examples(str(source), read_objects(source), need, keep_ids, keep_categories)
+    return examples_of(_shown(str(source)), read_objects(source), need, keep_ids, keep_categories)
 
 
-def _examples(
-    source: str, rows: NumberedRows, need: Collection[str], keep_ids: bool, keep_categories: bool
+def examples_of(
+    name: str, rows: NumberedRows, need: Collection[str] = (), keep_ids: bool = True, keep_categories: bool = True
 ) -> Iterator[Example]:
-    name = _shown(source)
-    seen: dict[str, int] = {}
-    copies: dict[str, int] = {}
+    """See `read_examples`, for rows that are read already; `name` is what errors call their source."""
+    seen, copies = IdTable(), IdTable()
     for number, row in rows:
         try:
             example = example_from_row(row, keep_categories)
@@ -73,7 +74,7 @@ def _examples(
         if key in seen:
             raise DataError.at(name, number, f"id {key!r} is that of row {seen[key]} too; {_SAME_ID}")
         seen[key] = number
-        yield replace(example, id=key)
+        yield example if example.id == key else replace(example, id=key)
     if not seen:
         raise DataError.at(name, None, "no rows")
 
@@ -99,12 +100,12 @@ def hash_share(key: str) -> float:
     return int.from_bytes(blake2b(key.encode("utf-8"), digest_size=8).digest(), "big") / 2**64
 
 
-def _derived_id(messages: tuple[Message, ...], seen: dict[str, int], copies: dict[str, int]) -> str:
+def _derived_id(messages: tuple[Message, ...], seen: IdTable, copies: IdTable) -> str:
     """The content's id; a prompt that is repeated gets -2, -3, ... ."""
     key = content_id(messages)
     if key not in seen:
         return key
-    copies[key] = copies.get(key, 1) + 1
+    copies[key] = copies[key] + 1 if key in copies else 2
     return f"{key}-{copies[key]}"
 
 
@@ -114,7 +115,7 @@ def _derived_id(messages: tuple[Message, ...], seen: dict[str, int], copies: dic
 def read_objects(source: str | Path) -> NumberedRows:
     """Row number and plain object of every row. Raises DataError at once for a file that cannot be opened."""
     if str(source) == "-":
-        return _jsonl(sys.stdin.buffer, _shown("-"))
+        return read_jsonl(sys.stdin.buffer, _shown("-"))
     path = Path(source)
     if path.is_dir():
         raise DataError.at(str(source), None, "is a folder; give a file")
@@ -156,7 +157,7 @@ def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
-def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+def _lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
     """Lines with their ends; decoded one by one, so that a wrong byte is reported at its line."""
     for number, line in enumerate(stream, start=1):
         yield number, _decoded(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, name, number)
@@ -176,7 +177,8 @@ def _text(stream: BinaryIO, name: str) -> NumberedRows:
             yield number, {"prompt": line.rstrip("\r\n")}
 
 
-def _jsonl(stream: BinaryIO, name: str) -> NumberedRows:
+def read_jsonl(stream: Iterable[bytes], name: str) -> NumberedRows:
+    """Line number and object of every line that is not blank; `name` is what errors call the stream."""
     for number, line in _lines(stream, name):
         if not line.strip():
             continue
@@ -212,7 +214,7 @@ def _object(value: Any, name: str, number: int, hint: str) -> Row:
 def parse_json(text: str) -> Any:
     """The value of a JSON text, which must be possible to write again. Raises RowError."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = JSON.decode(text)
         if "\\ud" in text or "\\uD" in text:  # half a surrogate pair is no character and cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
@@ -227,6 +229,9 @@ def parse_json(text: str) -> Any:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON number; write null for a missing one")
+
+
+JSON = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads would make one for every row
 
 
 def _csv(stream: BinaryIO, name: str, delimiter: str = ",") -> NumberedRows:
@@ -281,8 +286,8 @@ def _parquet(stream: BinaryIO, name: str) -> NumberedRows:
 
 
 FORMATS: dict[str, Callable[[BinaryIO, str], NumberedRows]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _tsv,

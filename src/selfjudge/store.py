@@ -29,12 +29,15 @@ from typing import Any, NoReturn, cast
 
 from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.forms import RowError
+from selfjudge.ids import IdTable
 from selfjudge.readers import parse_json
 
 Row = dict[str, Any]
 
 BLOCK = 1 << 20
-"""Bytes read at a time for a digest."""
+"""Bytes read at a time."""
+JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+"""Of rows; json.dumps would make one for every row."""
 PIPE_CLOSED = 128 + 13
 """Exit code of a program whose reader went away, as `head` leaves it (SIGPIPE)."""
 
@@ -57,7 +60,7 @@ class StepOutput:
     def __init__(self, path: Path | None, descriptor: int, meta: StepMeta) -> None:
         self.path = path
         """None for standard output."""
-        self.done_ids: set[str] = set()
+        self.done_ids = IdTable()
         """Ids of the rows that are safe; left empty when the step was found finished."""
         self.finished = False
         """True when the step has already been finished with the same options; there is nothing left to do."""
@@ -76,7 +79,7 @@ class StepOutput:
         ids = self._new_ids(rows)
         content = "".join(json_line(row) for row in rows).encode("utf-8")
         try:
-            _write_all(self._descriptor, content)
+            write_all(self._descriptor, content)
         except BrokenPipeError:
             _leave_closed_pipe(self._descriptor)
         except OSError as error:
@@ -84,7 +87,8 @@ class StepOutput:
                 os.ftruncate(self._descriptor, self._size)
             raise self._not_written(error) from error
         self._size += len(content)
-        self.done_ids |= ids
+        for key in ids:
+            self.done_ids[key] = len(self.done_ids)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Makes the rows durable, then marks the step as done. NaN in `summary` becomes null."""
@@ -194,9 +198,9 @@ def _lock(descriptor: int, path: Path) -> None:
         raise StepError(f"{path}: another process is writing it; wait for that, or give another --out") from None
 
 
-def _whole_rows(path: Path) -> tuple[set[str], int]:
+def _whole_rows(path: Path) -> tuple[IdTable, int]:
     """The ids of the whole rows and the bytes they take; the rest of the file is a torn last line."""
-    ids: set[str] = set()
+    ids = IdTable()
     size = 0
     torn: int | None = None
     with path.open("rb") as lines:
@@ -209,7 +213,7 @@ def _whole_rows(path: Path) -> tuple[set[str], int]:
                 continue
             if key in ids:
                 raise DataError.at(str(path), number, f"id {key!r} for the second time; {_MENDING}")
-            ids.add(key)
+            ids[key] = number
             size += len(line)
     return ids, size
 
@@ -280,7 +284,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
 def json_line(row: Row) -> str:
     """One row as a line. Raises ValueError for NaN, which JSON does not have."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return JSON.encode(row) + "\n"
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
@@ -359,7 +363,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def write_all(descriptor: int, content: bytes) -> None:
+    """Raises OSError; a part may then have been written."""
     rest = memoryview(content)
     while rest:  # one write, unless the disk or a pipe takes only a part
         rest = rest[os.write(descriptor, rest) :]

@@ -10,42 +10,26 @@ of response tokens are computed. The loss of a prompt is the mean over its pairs
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypedDict
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import output_head, response_logps
 from selfjudge.losses import LOSSES, all_pairs, log_ratio_difference
-from selfjudge.rows import Tree, pack
+from selfjudge.memory import TokenBudget
+from selfjudge.preferences import Preference
+from selfjudge.rows import Row, pack
 
 Log = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Preference:
-    """One prompt with its responses, best first: the unit of training.
-
-    `strengths` and `ref_logps` have one entry per response: log-strengths in nats, and log-probabilities of the whole
-    response (end token included) under the reference, NaN as long as they are not known.
-    """
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[tuple[int, ...], ...]
-    strengths: tuple[float, ...]
-    ref_logps: tuple[float, ...]
-
-    @property
-    def tree(self) -> Tree:
-        """The prompt once, its responses behind it."""
-        return Tree(self.prompt_ids, self.response_ids)
 
 
 class Batch(TypedDict):
@@ -73,30 +57,42 @@ class Objective:
 class Policy:
     """The model as a function from preferences to response log-probabilities."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, longest: int, objective: Objective) -> None:
-        """`longest`: tokens of the longest prompt with one response."""
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        longest: int,
+        objective: Objective,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`longest`: tokens of the longest prompt with one response; `say` gets remarks on memory."""
         self.model = model
         self.objective = objective
         self.head = output_head(causal_lm(model))
         self.forward = RowForward(model, longest)
+        self.budget = TokenBudget(objective.token_budget, say)
 
     def logps(self, preferences: Sequence[Preference]) -> list[Tensor]:
         """Per preference, (K,) log-probabilities of its responses in nats, float32, with gradient where enabled."""
-        rows = pack([preference.tree for preference in preferences], self.objective.token_budget)
-        found: dict[int, Tensor] = {}
-        device = causal_lm(self.model).device.type
-        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
-            for row in rows:
-                values = response_logps(self.head, self.forward(row), row)
-                found.update(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
+        trees = [preference.tree for preference in preferences]
+        if torch.is_grad_enabled():  # the rows are kept for one backward pass: smaller ones would save nothing
+            parts = map(self._row_logps, pack(trees, self.budget.tokens))
+        else:
+            parts = self.budget.compute(trees, self._row_logps)
+        found = {index: logp for part in parts for index, logp in part.items()}
         flat = torch.stack([found[index] for index in range(len(found))])
         return list(flat.split([len(preference.response_ids) for preference in preferences]))
 
+    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+        device = causal_lm(self.model).device.type
+        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
+            values = response_logps(self.head, self.forward(row), row)
+        return dict(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
+
     @torch.no_grad()
-    def reference(self, preferences: Sequence[Preference], at_once: int) -> Iterator[Preference]:
+    def reference(self, preferences: Iterable[Preference], at_once: int) -> Iterator[Preference]:
         """The preferences with `ref_logps` of the model as it stands now."""
-        for start in range(0, len(preferences), at_once):
-            group = preferences[start : start + at_once]
+        remaining = iter(preferences)
+        while group := list(islice(remaining, at_once)):
             for preference, logps in zip(group, self.logps(group), strict=True):
                 yield replace(preference, ref_logps=tuple(logps.tolist()))
 
@@ -135,8 +131,8 @@ class PreferenceTrainer(Trainer):
     def __init__(
         self,
         policy: Policy,
-        train: Sequence[Preference],
-        validation: Sequence[Preference],
+        train: Subset[Preference],
+        validation: Subset[Preference],
         arguments: TrainingArguments,
         on_log: Callable[[int, Log], None],
     ) -> None:
@@ -147,8 +143,8 @@ class PreferenceTrainer(Trainer):
         super().__init__(
             model=policy.model,
             args=arguments,
-            train_dataset=train,  # pyright: ignore[reportArgumentType]
-            eval_dataset=validation or None,  # pyright: ignore[reportArgumentType]
+            train_dataset=train,
+            eval_dataset=validation if len(validation) else None,
             data_collator=collate,  # pyright: ignore[reportArgumentType]
         )
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if not _prints(c)]
@@ -174,7 +170,10 @@ class PreferenceTrainer(Trainer):
         """Mean loss and pair accuracy on prompts that are kept out of training."""
         self.policy.model.eval()
         size = self.args.per_device_train_batch_size
-        parts = [self.policy.losses(self.validation[i : i + size]) for i in range(0, len(self.validation), size)]
+        remaining = (self.validation[index] for index in range(len(self.validation)))
+        parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+        while batch := list(islice(remaining, size)):
+            parts.append(self.policy.losses(batch))
         losses, accuracy = (
             torch.cat(x).mean().item() for x in ([p[0] for p in parts], [p[1]["accuracy"] for p in parts])
         )

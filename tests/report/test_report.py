@@ -290,7 +290,7 @@ def test_observed_scores_by_truth(tmp_path):
     seen = observe(read_run(write_run(tmp_path / "run")).arms[0].rounds[1])
     assert sorted(seen.right) == [-4.0] + [4.0] * 6
     assert sorted(seen.wrong) == [-4.0, -4.0, 4.0, 4.0]
-    assert (seen.margins, seen.best_right, seen.unknown) == ([8.0] * 3, [1.0, 1.0, 0.0], [])
+    assert (list(seen.margins), list(seen.best_right), list(seen.unknown)) == ([8.0] * 3, [1.0, 1.0, 0.0], [])
 
 
 def test_a_control_judge_raises_no_alarm(tmp_path):

@@ -9,9 +9,9 @@ A backend does three things (`label_logprobs`, `generate`, `close`); what the fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from selfjudge.records import Message, Response
@@ -98,7 +98,7 @@ class Backend(Protocol):
         ...
 
     def generate(
-        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
         """Yields results batch by batch, leaving out batches whose keys are all in `done`.
 
@@ -124,9 +124,11 @@ class BackendOptions:
     max_length: int = 0
     """Tokens of prompt and response together; 0: the model's own context."""
     token_budget: int = 0
-    """Tokens of a packed row; 0: 2,048 on a CPU, 16,384 on a GPU."""
+    """Tokens of a packed row; 0: as many as fit the memory, at most 2,048 on a CPU and 16,384 on a GPU."""
     sample_batch: int = 0
     """Sequences sampled at a time; 0: as many as their KV cache fits 2 GiB (a GPU: a third of its memory)."""
+    say: Callable[[str], None] = field(default=lambda _: None, compare=False)
+    """Gets remarks on how the work is done: a slower way and why, less at a time because memory ran out."""
 
 
 def _hf(model: str, options: BackendOptions) -> Backend:

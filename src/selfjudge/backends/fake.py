@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from selfjudge.backends import BackendOptions, LabelRequest, LabelResult, SampleRequest, SampleResult, Sampling
@@ -32,7 +32,7 @@ class FakeBackend:
         return LabelResult(tuple(math.log(weight / total) for weight in weights), sum(weights) / total, False)
 
     def generate(
-        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
         """Batches of up to 8 prompts; token ids are the bytes of the text and an end token 0."""
         remaining = iter(requests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any
 
@@ -19,13 +19,14 @@ from selfjudge.backends import (
     SampleResult,
     Sampling,
 )
-from selfjudge.backends.prompts import Asked, Prompt, Prompts
+from selfjudge.backends.prompts import Asked, LabelIds, Prompt, Prompts
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
+from selfjudge.memory import TokenBudget, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model
 from selfjudge.records import Response
 from selfjudge.rendering import Renderer
-from selfjudge.rows import Branch, Row, pack, tree_of
+from selfjudge.rows import Branch, Row, tree_of
 from selfjudge.sampling import Drawn, draw
 
 PLANNED_TOGETHER = 1024  # prompts sorted by length together: little waste, and an output about in the input's order
@@ -52,7 +53,8 @@ class HFBackend:
             self.causal.get_input_embeddings().num_embeddings,  # pyright: ignore[reportArgumentType]
             min(options.max_length or 1 << 30, context_length(self.model)),
         )
-        self.token_budget = options.token_budget or (2048 if self.device.type == "cpu" else 16384)
+        self.budget = TokenBudget(options.token_budget or tokens_per_row(self.causal), options.say)
+        self._unpacked_said = False
 
     def close(self) -> None:
         """Frees the model's memory."""
@@ -71,26 +73,34 @@ class HFBackend:
         trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
         results: dict[int, LabelResult] = {}
         with RowForward(self.model, max((len(a.ids) for a in asked), default=1)) as forward:
-            for row in pack(trees, self.token_budget):
-                results.update(self._read_row(row, forward(row), asked))
+            self._say_unpacked(forward)
+            for found in self.budget.compute(trees, lambda row: self._read_row(row, forward(row), asked)):
+                results.update(found)
         return [results[i] for i in range(len(asked))]
 
-    def _read_row(self, row: Row, hidden: Tensor, asked: Sequence[Asked]) -> Iterator[tuple[int, LabelResult]]:
-        def ids_of(branch: Branch) -> tuple[tuple[int, ...], ...]:
-            return asked[branch.index].label_ids
+    def _say_unpacked(self, forward: RowForward) -> None:
+        if forward.unpacked_because and not self._unpacked_said:
+            self.options.say(f"{self.name}: no packed rows, because {forward.unpacked_because}")
+            self._unpacked_said = True
 
-        for groups, members in groupby(sorted(row.branches, key=ids_of), key=ids_of):
+    def _read_row(self, row: Row, hidden: Tensor, asked: Sequence[Asked]) -> dict[int, LabelResult]:
+        def kind(branch: Branch) -> tuple[LabelIds, bool]:
+            return asked[branch.index].label_ids, asked[branch.index].with_mass
+
+        found: dict[int, LabelResult] = {}
+        for (label_ids, with_mass), members in groupby(sorted(row.branches, key=kind), key=kind):
             branches = list(members)
             last = torch.tensor([branch.span.stop - 1 for branch in branches], device=hidden.device)
-            logprobs, mass = label_logprobs(self.head, hidden[last], groups)
+            logprobs, mass = label_logprobs(self.head, hidden[last], label_ids, with_mass)
             for branch, values, total in zip(branches, logprobs.tolist(), mass.tolist(), strict=True):
-                yield branch.index, LabelResult(tuple(values), total, asked[branch.index].truncated)
+                found[branch.index] = LabelResult(tuple(values), total, asked[branch.index].truncated)
+        return found
 
     # Samples
 
     @torch.no_grad()
     def generate(
-        self, requests: Iterable[SampleRequest], sampling: Sampling, done: frozenset[str] = frozenset()
+        self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
         """See `Backend`. Batches are planned over windows of the requests, the same ones on a restart."""
         self.prompts.check(requests, sampling)

@@ -29,6 +29,7 @@ class Asked(NamedTuple):
     ids: list[int]
     label_ids: LabelIds
     truncated: bool
+    with_mass: bool
 
 
 class Prompt(NamedTuple):
@@ -63,7 +64,7 @@ class Prompts:
         truncated = len(ids) > self.max_length
         if truncated:
             text, ids = self._shorten(request, len(ids))
-        return Asked(self._known(ids), self._resolve(text, request.labels), truncated)
+        return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
 
     def of(self, request: SampleRequest) -> Prompt:
         """The prompt that a response continues."""

@@ -29,12 +29,14 @@ class JudgeSetup:
     questions: Questions = field(default_factory=load_questions)
     in_place: bool = False
     seed: int = 0
+    mass_share: float = 1.0
+    """Share of the responses whose label mass is computed."""
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
     if setup.backend is None:
         raise ValueError("the yes-no judge needs a backend")
-    return YesNo(setup.backend, setup.questions, setup.in_place)
+    return YesNo(setup.backend, setup.questions, setup.in_place, setup.mass_share)
 
 
 JUDGES: dict[str, Callable[[JudgeSetup], Judge]] = {

@@ -14,16 +14,21 @@ from functools import partial
 from selfjudge.backends import Backend, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
 from selfjudge.questions import Questions
+from selfjudge.readers import hash_share
 from selfjudge.records import Example, Score
 
 
 class YesNo:
     """Scores examples with one question per category; a missing category is found by the same model first."""
 
-    def __init__(self, backend: Backend, questions: Questions, in_place: bool = False) -> None:
-        """`in_place`: ask as the next turn of the conversation instead of quoting request and response."""
+    def __init__(self, backend: Backend, questions: Questions, in_place: bool = False, mass_share: float = 1.0) -> None:
+        """`in_place`: ask as the next turn of the conversation instead of quoting request and response.
+
+        `mass_share` of the responses, chosen by a hash, get their label mass computed, the others have NaN.
+        """
         self.backend = backend
         self.labels = (questions.yes, questions.no)
+        self.mass_share = mass_share
         self.render = questions.in_place if in_place else questions.separate
 
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
@@ -34,7 +39,8 @@ class YesNo:
         return [self._with_scores(example, {text: next(results) for text in _distinct(example)}) for example in known]
 
     def _request(self, example: Example, text: str) -> LabelRequest:
-        return LabelRequest(example.id, partial(self._messages, example), text, self.labels)
+        with_mass = hash_share(f"{example.id}\x1f{text}") < self.mass_share
+        return LabelRequest(example.id, partial(self._messages, example), text, self.labels, with_mass)
 
     def _messages(self, example: Example, text: str) -> Messages:
         return self.render(example.messages, text, str(example.category))

@@ -8,10 +8,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from selfjudge.ids import IdTable
 from selfjudge.measures import BOOTSTRAP_SEED, interval_of
 from selfjudge.report.loading import Arm, Round, Run, StepFile
 from selfjudge.stats import Interval, difference_interval
@@ -23,22 +27,26 @@ INTERVAL_FROM = 2
 """Values needed for an interval."""
 
 
+def _no_numbers() -> array[float]:
+    return array("d")
+
+
 @dataclass
 class Observed:
-    """Log-odds in nats of all scored responses by truth, and of the pairs picked from them."""
+    """Log-odds in nats of all scored responses by truth, and of the pairs picked from them: 8 bytes a value."""
 
-    right: list[float] = field(default_factory=list[float])
-    wrong: list[float] = field(default_factory=list[float])
-    unknown: list[float] = field(default_factory=list[float])
+    right: array[float] = field(default_factory=_no_numbers)
+    wrong: array[float] = field(default_factory=_no_numbers)
+    unknown: array[float] = field(default_factory=_no_numbers)
     """Log-odds of responses to prompts without a reference."""
-    margins: list[float] = field(default_factory=list[float])
+    margins: array[float] = field(default_factory=_no_numbers)
     """s(best) - s(worst) per picked pair."""
-    best_right: list[float] = field(default_factory=list[float])
+    best_right: array[float] = field(default_factory=_no_numbers)
     """1 or 0 per picked pair whose prompt has a reference."""
 
     @property
-    def log_odds(self) -> list[float]:
-        return self.right + self.wrong + self.unknown
+    def has_scores(self) -> bool:
+        return bool(self.right or self.wrong or self.unknown)
 
 
 Observations = Mapping[tuple[str, int], Observed]
@@ -147,14 +155,18 @@ def sampled_gain(arm: Arm) -> Interval | None:
     last = last_evaluated(arm)
     if last is None:
         return None
-    before, after = _shares_right(arm.rounds[0].steps["evaluation"]), _shares_right(last.steps["evaluation"])
-    both = [key for key in after if key in before]
+    places, before = IdTable(), array("d")
+    for key, share in _shares_right(arm.rounds[0].steps["evaluation"]):
+        places[key] = len(before)
+        before.append(share)
+    both = [(share, before[places[key]]) for key, share in _shares_right(last.steps["evaluation"]) if key in places]
     if len(both) < INTERVAL_FROM:
         return None
-    return difference_interval([after[key] for key in both], [before[key] for key in both], seed=BOOTSTRAP_SEED)
+    after, paired = np.asarray(both).T
+    return difference_interval(after, paired, seed=BOOTSTRAP_SEED)
 
 
-def _shares_right(step: StepFile) -> dict[str, float]:
-    """Question -> share of its sampled answers that are right."""
+def _shares_right(step: StepFile) -> Iterator[tuple[str, float]]:
+    """Each question, and the share of its sampled answers that are right."""
     known = (row for row in step.finished_rows() if row["reference"] is not None)
-    return {row["id"]: sum(one["right"] for one in row["samples"]) / len(row["samples"]) for row in known}
+    return ((row["id"], sum(one["right"] for one in row["samples"]) / len(row["samples"])) for row in known)

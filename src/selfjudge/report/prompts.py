@@ -29,15 +29,15 @@ TEXT_SHOWN = 8_000_000
 
 def prompt_table(run: Run, most: int = PROMPTS_SHOWN, characters: int = TEXT_SHOWN) -> dict[str, Any]:
     """The rows to embed, how many prompts there are, and how many of a round are shown."""
-    groups = [(arm, item, *_chosen(item, most)) for arm in range(len(run.arms)) for item in run.arms[arm].rounds[1:]]
-    found = [_rows(arm, item, rows) for arm, item, rows, _ in groups]
-    kept = _within(found, characters)
-    total = sum(count for *_, count in groups)
-    return {
-        "arms": [arm.name for arm in run.arms],
-        "rows": [row for rows in found for row in rows[:kept]],
-        "total": total,
-    }
+    found: list[list[list[Any]]] = []
+    total = 0
+    for place, item in ((place, item) for place, arm in enumerate(run.arms) for item in arm.rounds[1:]):
+        rows, count = _chosen(item, most)
+        found.append(_rows(place, item, rows))
+        total += count
+        most = _within(found, most, characters)  # falls with every round that is read, so memory stays bounded too
+        found = [rows[:most] for rows in found]
+    return {"arms": [arm.name for arm in run.arms], "rows": [row for rows in found for row in rows], "total": total}
 
 
 def _chosen(item: Round, most: int) -> tuple[list[Row], int]:
@@ -46,7 +46,7 @@ def _chosen(item: Round, most: int) -> tuple[list[Row], int]:
     smallest: list[tuple[float, int, Row]] = []
     for row in _best_source(item).rows():
         seen += 1
-        entry = (-hash_share(row["id"]), -seen, row)
+        entry = (-hash_share(row["id"]), -seen, _without_ids(row))
         if len(smallest) < most:
             heapq.heappush(smallest, entry)
         else:
@@ -54,25 +54,33 @@ def _chosen(item: Round, most: int) -> tuple[list[Row], int]:
     return [row for *_, row in sorted(smallest, reverse=True)], seen
 
 
+def _without_ids(row: Row) -> Row:
+    """What is shown of a row: token ids would take most of the memory."""
+    shown = {name: value for name, value in row.items() if name != "prompt_ids"}
+    shown["responses"] = [
+        {name: value for name, value in one.items() if name != "token_ids"} for one in row["responses"]
+    ]
+    return shown
+
+
 def _best_source(item: Round) -> StepFile:
     """The judged samples, or the samples where judging is not finished."""
     return item.steps["scored"] if item.steps["scored"].state == "done" else item.steps["samples"]
 
 
-def _within(groups: list[list[list[Any]]], characters: int) -> int:
-    """How many rows of each group fit: the same number for all."""
-    longest = max((len(rows) for rows in groups), default=0)
+def _within(groups: list[list[list[Any]]], most: int, characters: int) -> int:
+    """How many rows of each group fit, `most` if all do: the same number for all groups, at least 1."""
     size = 0
-    for place in range(longest):
+    for place in range(max(len(rows) for rows in groups)):
         size += sum(len(json.dumps(rows[place], ensure_ascii=False)) for rows in groups if place < len(rows))
         if size > characters:
             return max(place, 1)
-    return longest
+    return most
 
 
 def _rows(arm: int, item: Round, rows: list[Row]) -> list[list[Any]]:
     wanted = {row["id"] for row in rows}
-    pairs = {row["id"]: row for row in item.steps["selected"].rows() if row["id"] in wanted}
+    pairs = {row["id"]: _without_ids(row) for row in item.steps["selected"].rows() if row["id"] in wanted}
     selected = item.steps["selected"].state == "done"
     return [_row((arm, item.number), row, pairs.get(row["id"]), selected) for row in rows]
 

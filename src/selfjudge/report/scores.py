@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,7 +41,7 @@ NO_TRUTH = "Whether the best responses are truly right is not known: no prompt h
 
 def section(run: Run, seen: Observations) -> Section:
     """Margins and truth by round first, then the histograms."""
-    if not any(one.log_odds for one in seen.values()):
+    if not any(one.has_scores for one in seen.values()):
         gap = Text("No scores yet: no round has finished judging its samples.", "gap")
         return Section("scores", "Scores", [gap])
     blocks: list[Block] = [*_alarms(run, seen), Text(WHAT), *_margins(run, seen), _table(run, seen)]
@@ -116,11 +117,11 @@ def _dropped(summary: dict[str, dict[str, int]]) -> str:
 def _histograms(arm: Arm, seen: Observations, named: bool) -> list[Block]:
     """Two rows of small multiples, one panel a round, on the same axes."""
     observed = {item.number: seen[arm.name, item.number] for item in arm.rounds[1:]}
-    shown = _spread([number for number, one in observed.items() if one.log_odds])
+    shown = _spread([number for number, one in observed.items() if one.has_scores])
     if not shown:
         return []
     some = {number: observed[number] for number in shown}
-    left_out = len(shown) < sum(bool(one.log_odds) for one in observed.values())
+    left_out = len(shown) < sum(one.has_scores for one in observed.values())
     note = "Of many rounds, the first, the last and some between." if left_out else ""
     kinds = [kind for kind in ("right", "wrong", "unknown") if any(getattr(one, kind) for one in some.values())]
     values = {number: [getattr(one, kind) for kind in kinds] for number, one in some.items()}
@@ -145,10 +146,10 @@ def _spread(numbers: Sequence[int]) -> list[int]:
     return [numbers[round(index * last / (SHOWN_ROUNDS - 1))] for index in range(SHOWN_ROUNDS)]
 
 
-def _row(values: dict[int, list[list[float]]], kinds: list[str]) -> list[Figure]:
+def _row(values: dict[int, list[array[float]]], kinds: list[str]) -> list[Figure]:
     """Panels with common axes."""
-    everything = [value for groups in values.values() for group in groups for value in group]
-    ticks = nice_ticks(min(everything), max(everything))
+    given = [group for groups in values.values() for group in groups if group]
+    ticks = nice_ticks(min(map(min, given)), max(map(max, given)))
     low, high = ticks[0], ticks[-1]
     bins = {number: bins_of(groups, low, high) for number, groups in values.items()}
     top = max(sum(one.counts) for row in bins.values() for one in row)
@@ -160,8 +161,8 @@ def _row(values: dict[int, list[list[float]]], kinds: list[str]) -> list[Figure]
     ]
 
 
-def _histogram(axes: Axes, place: int, groups: list[list[float]], bins: list[Bin], kinds: list[str]) -> Figure:
-    average = mean([value for group in groups for value in group])
+def _histogram(axes: Axes, place: int, groups: list[array[float]], bins: list[Bin], kinds: list[str]) -> Figure:
+    average = mean(sum(groups, array("d")))
     return Figure(f"round {place}, mean {number(average)}", histogram(axes, bins, kinds, average))
 
 

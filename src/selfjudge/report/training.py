@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from selfjudge.report.blocks import Block, Cell, Charts, Figure, LegendEntry, Section, Table, Text, number, percent
@@ -21,8 +23,6 @@ WHAT = (
 
 SHARE = "Pairs in the right order"
 
-Log = Sequence[tuple[Round, list[Row]]]
-
 
 class Curve(NamedTuple):
     """A name in the log, its name in the legend, the kind of row it stands in."""
@@ -40,15 +40,38 @@ PANELS: dict[str, tuple[Curve, ...]] = {
 }
 
 
+class RoundLog:
+    """The steps and values of a round's curves, 16 bytes a point."""
+
+    def __init__(self, item: Round) -> None:
+        self.round = item
+        self.last_step = 0
+        self.validated = False
+        self.points = {curve: (array("Q"), array("d")) for curves in PANELS.values() for curve in curves}
+        for row in item.steps["training"].rows():
+            self._add(row)
+
+    def _add(self, row: Row) -> None:
+        self.last_step = max(self.last_step, row["step"])
+        self.validated |= row["kind"] == "validation"
+        for curve, (steps, values) in self.points.items():
+            if row["kind"] == curve.kind and row.get(curve.column) is not None:
+                steps.append(row["step"])
+                values.append(row[curve.column])
+
+
+Log = Sequence[RoundLog]
+
+
 def section(run: Run) -> Section:
     """Four charts for each arm, and the last figures of each round."""
-    logs = {arm.name: [(item, list(item.steps["training"].rows())) for item in arm.rounds[1:]] for arm in run.arms}
-    if not any(rows for log in logs.values() for _, rows in log):
+    logs = {arm.name: [RoundLog(item) for item in arm.rounds[1:]] for arm in run.arms}
+    if not any(one.last_step for log in logs.values() for one in log):
         return Section("training", "Training", [Text("No training log yet: no round has begun to train.", "gap")])
     blocks: list[Block] = [Text(WHAT)]
     for arm in run.arms:
         blocks.append(Charts(_figures(logs[arm.name]), _legend(), run.label(arm)))
-    if not any(row["kind"] == "validation" for log in logs.values() for _, rows in log for row in rows):
+    if not any(one.validated for log in logs.values() for one in log):
         blocks.append(Text("No validation figures: no prompts were kept out of training (--validation).", "gap"))
     return Section("training", "Training", [*blocks, _table(run)])
 
@@ -65,12 +88,11 @@ def _layout(log: Log) -> Layout:
     starts: dict[int, float] = {}
     middles: list[tuple[float, str]] = []
     end = 0.0
-    for item, rows in log:
-        if rows:
-            length = max(row["step"] for row in rows)
-            starts[item.number] = end
-            middles.append((end + length / 2, str(item.number)))
-            end += length
+    for one in log:
+        if one.last_step:
+            starts[one.round.number] = end
+            middles.append((end + one.last_step / 2, str(one.round.number)))
+            end += one.last_step
     return Layout(starts, tuple(middles), max(end, 1.0))
 
 
@@ -91,20 +113,20 @@ def _figure(title: str, curves: Sequence[Curve], log: Log, layout: Layout) -> Fi
 def _series(curve: Curve, style: int, log: Log, starts: dict[int, float]) -> Series:
     """The rounds' pieces with a gap between them."""
     points: list[Point] = []
-    for item, rows in log:
-        own = [row for row in rows if row["kind"] == curve.kind and row.get(curve.column) is not None]
-        piece = [(starts[item.number] + row["step"], row["step"], row[curve.column]) for row in own]
-        points += [_point(curve, item, *one) for one in _thinned(piece, MOST_POINTS // max(len(log), 1))]
+    for one in log:
+        thinned = _thinned(*one.points[curve], MOST_POINTS // max(len(log), 1))
+        begin = starts.get(one.round.number, 0.0)
+        points += [_point(curve, one.round, begin + step, step, value) for step, value in thinned]
         points.append(Point(0.0, None))
     validation = curve.kind == "validation"
     return Series(curve.name, tuple(points), style, line=not validation, marks=validation)
 
 
-def _thinned(piece: list[tuple[float, int, float]], most: int) -> list[tuple[float, int, float]]:
-    """Means over equal stretches where there are more than `most` steps."""
-    size = -(-len(piece) // max(most, 1))
-    stretches = [piece[start : start + size] for start in range(0, len(piece), size)] if size else []
-    return [(one[-1][0], one[-1][1], sum(value for _, _, value in one) / len(one)) for one in stretches]
+def _thinned(steps: Sequence[int], values: Sequence[float], most: int) -> list[tuple[int, float]]:
+    """Means over equal stretches where there are more than `most` steps, each at its last step."""
+    size = max(1, -(-len(steps) // max(most, 1)))
+    starts = range(0, len(steps), size)
+    return [(steps[min(start + size, len(steps)) - 1], fmean(values[start : start + size])) for start in starts]
 
 
 def _point(curve: Curve, item: Round, x: float, step: int, value: float) -> Point:

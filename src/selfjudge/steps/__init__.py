@@ -9,9 +9,10 @@ changed is refused with the difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ from selfjudge import __version__
 from selfjudge.backends import BACKENDS, Backend, BackendOptions
 from selfjudge.config import Options
 from selfjudge.inputs import Entry
+from selfjudge.records import Example
 from selfjudge.store import Row, StepMeta, StepOutput, read_meta, read_rows
 
 Summary = dict[str, Any]
@@ -28,13 +30,17 @@ Summary = dict[str, Any]
 class OpenModel:
     """The one model in memory: asking for the same again gives it back, asking for another closes it first."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """`say` gets the backends' remarks."""
+        self._say = say
         self._backend: Backend | None = None
         self._key: Any = None
 
     def get(self, config: Any) -> Backend:
         """The backend for a config with the model options."""
-        options = BackendOptions(**{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)})
+        options = BackendOptions(
+            **{name: getattr(config, name) for name in _MODEL_FIELDS if hasattr(config, name)}, say=self._say
+        )
         key = (config.backend, config.model, options)
         if self._backend is None or key != self._key:
             self.close()
@@ -99,6 +105,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def all_rows(output: StepOutput, written: list[Row]) -> Iterable[Row]:
-    """Every row of the output, those of earlier starts included; on a pipe, those written now."""
-    return written if output.path is None else read_rows(output.path)
+def earlier_rows(output: StepOutput) -> Iterator[Row]:
+    """The rows that were there when the output was opened; none on a pipe."""
+    return iter(()) if output.path is None else read_rows(output.path)
+
+
+def groups_of(examples: Iterable[Example], size: int) -> Iterator[list[Example]]:
+    """The examples in their order, `size` at a time."""
+    remaining = iter(examples)
+    while group := list(islice(remaining, size)):
+        yield group

@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from selfjudge.backends import Backend, SampleRequest, Sampling
 from selfjudge.config import EvaluateConfig
 from selfjudge.console import Console
-from selfjudge.errors import DataError
-from selfjudge.inputs import entry, read_scorable
+from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import Judge
-from selfjudge.measures import Difference, Measure, interval_of, judge_figures, pair_differences
+from selfjudge.measures import JudgedPairs, Measure, interval_of, pair_differences
 from selfjudge.records import Example, Response, Score
-from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
+from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_meta
 from selfjudge.steps.judge import make_judge
 from selfjudge.steps.sample import sampling
-from selfjudge.store import Row, open_output
+from selfjudge.store import Row, StepOutput, open_output
 
 EVALUATED_TOGETHER = 256
 
 
 def run(
-    config: EvaluateConfig, console: Console, model: OpenModel | None = None, examples: list[Example] | None = None
+    config: EvaluateConfig, console: Console, model: OpenModel | None = None, examples: Source | None = None
 ) -> Summary:
     """Answers and judges every row of the benchmark (or of `examples`) that is not done yet."""
-    rows = read_scorable(config.benchmark, (), config.limit) if examples is None else examples
-    if not rows:
-        raise DataError.at(config.benchmark, None, "no rows to evaluate on")
-    with open_output(config.out, step_meta("evaluate", config, benchmark=_entry(config, rows, examples))) as output:
-        if output.finished:
-            return output.summary
-        written: list[Row] = []
-        with OpenModel() as own:
-            opened = model or own
-            backend, judge = opened.get(config), make_judge(config, opened)
-            with console.progress("evaluate", len(rows), len(output.done_ids)) as bar:
-                for start in range(0, len(rows), EVALUATED_TOGETHER):
-                    group = rows[start : start + EVALUATED_TOGETHER]
-                    if all(example.id in output.done_ids for example in group):
-                        continue
-                    found = _evaluate(group, config, backend, judge)
-                    fresh = [row for row in found if row["id"] not in output.done_ids]
-                    output.append(fresh)
-                    written += fresh if output.path is None else []
-                    bar.update(len(fresh))
-        output.finish(summarise(all_rows(output, written)))
+    if examples is None:
+        with read_scorable(config.benchmark, (), config.limit) as benchmark:
+            return _run(config, console, model, benchmark)
+    return _run(config, console, model, examples)
+
+
+def _run(config: EvaluateConfig, console: Console, model: OpenModel | None, examples: Source) -> Summary:
+    with open_output(config.out, step_meta("evaluate", config, benchmark=examples.entry)) as output:
+        if not output.finished:
+            figures = EvaluationFigures()
+            for row in earlier_rows(output):
+                figures.add(row)
+            with OpenModel(console.say) as own:
+                for row in _new_rows(config, examples, model or own, output, console):
+                    figures.add(row)
+            output.finish(figures.summary())
         return output.summary
 
 
-def _entry(config: EvaluateConfig, rows: list[Example], given: list[Example] | None) -> dict[str, str]:
-    return entry(config.benchmark if given is None else "-", rows)
+def _new_rows(
+    config: EvaluateConfig, examples: Source, model: OpenModel, output: StepOutput, console: Console
+) -> Iterator[Row]:
+    """The rows that were missing, once they are written."""
+    backend, judge = model.get(config), make_judge(config, model)
+    with console.progress("evaluate", len(examples), len(output.done_ids)) as bar:
+        for group in groups_of(examples, EVALUATED_TOGETHER):
+            if all(example.id in output.done_ids for example in group):
+                continue
+            new = [row for row in _evaluate(group, config, backend, judge) if row["id"] not in output.done_ids]
+            output.append(new)
+            yield from new
+            bar.update(len(new))
 
 
 def _evaluate(examples: Sequence[Example], config: Any, backend: Backend, judge: Judge) -> list[Row]:
@@ -79,7 +88,7 @@ def _row(example: Example, greedy: Response, own: Example, given: Example | None
         for response, score in zip(own.responses, own.scores, strict=True)
     ]
     row["judged"] = [] if given is None else [_score(score) for score in given.scores]
-    row["differences"] = [] if given is None else [[kind, _or_none(d)] for _, kind, d in pair_differences(given)]
+    row["differences"] = [] if given is None else [[kind, _or_none(d)] for kind, d in pair_differences(given)]
     return row
 
 
@@ -101,50 +110,85 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def summarise(rows: Iterable[Row]) -> Summary:
-    """Figures over all rows and, where there are several categories, for each."""
-    everything = list(rows)
-    summary: Summary = {"questions": len(everything)} | _figures(everything)
-    categories = sorted({row["category"] for row in everything})
-    if len(categories) > 1:
-        groups = {name: [row for row in everything if row["category"] == name] for name in categories}
-        summary["by_category"] = {name: {"questions": len(group)} | _figures(group) for name, group in groups.items()}
-    return summary
-
-
-def _figures(rows: Sequence[Row]) -> Summary:
-    known = [row for row in rows if row["reference"] is not None]
-    figures: Summary = {}
-    if known:
-        figures["greedy"] = interval_of([float(row["greedy"]["right"]) for row in known])
-        figures["sampled"] = interval_of([_share_right(row) for row in known])
-        figures["any_right"] = interval_of([float(_share_right(row) > 0) for row in known])
-    differences: list[Difference] = [
-        (row["id"], kind, math.nan if d is None else d) for row in rows for kind, d in row["differences"]
-    ]
-    if differences:
-        figures |= judge_figures(differences)
-    return figures | _self_judged(rows)
-
-
-def _share_right(row: Row) -> float:
-    return sum(sample["right"] for sample in row["samples"]) / len(row["samples"])
-
-
-def _self_judged(rows: Sequence[Row]) -> Summary:
+@dataclass
+class SelfJudged:
     """What the model says of its own samples: no proof of anything, but its drift is worth seeing."""
-    log_odds, p_yes, mass, tokens, unfinished = Measure(), Measure(), Measure(), Measure(), Measure()
-    for sample in (sample for row in rows for sample in row["samples"]):
+
+    log_odds: Measure = field(default_factory=Measure)
+    p_yes: Measure = field(default_factory=Measure)
+    mass: Measure = field(default_factory=Measure)
+    tokens: Measure = field(default_factory=Measure)
+    unfinished: Measure = field(default_factory=Measure)
+
+    def add(self, sample: Row) -> None:
+        """One sampled answer with its score."""
         value = math.nan if sample["log_odds"] is None else sample["log_odds"]
-        log_odds.add([value])
-        p_yes.add([0.5 + 0.5 * math.tanh(value / 2)])  # the sigmoid, without overflow
-        mass.add([math.nan if sample["label_mass"] is None else sample["label_mass"]])
-        tokens.add([sample["tokens"]])
-        unfinished.add([float(not sample["finished"])])
-    return {
-        "self_log_odds": log_odds.mean,
-        "self_p_yes": p_yes.mean,
-        "label_mass": mass.mean,
-        "mean_tokens": tokens.mean,
-        "unfinished_share": unfinished.mean,
-    }
+        self.log_odds.add([value])
+        self.p_yes.add([0.5 + 0.5 * math.tanh(value / 2)])  # the sigmoid, without overflow
+        self.mass.add([math.nan if sample["label_mass"] is None else sample["label_mass"]])
+        self.tokens.add([sample["tokens"]])
+        self.unfinished.add([float(not sample["finished"])])
+
+    def summary(self) -> Summary:
+        """Means over all that was added."""
+        return {
+            "self_log_odds": self.log_odds.mean,
+            "self_p_yes": self.p_yes.mean,
+            "label_mass": self.mass.mean,
+            "mean_tokens": self.tokens.mean,
+            "unfinished_share": self.unfinished.mean,
+        }
+
+
+def _no_numbers() -> array[float]:
+    return array("d")
+
+
+class EvaluationFigures:
+    """Figures over all rows and, where there are several categories, for each."""
+
+    def __init__(self) -> None:
+        self._all = _Figures()
+        self._by_category: defaultdict[str, _Figures] = defaultdict(_Figures)
+
+    def add(self, row: Row) -> None:
+        """One question with its answers."""
+        self._all.add(row)
+        self._by_category[row["category"]].add(row)
+
+    def summary(self) -> Summary:
+        """All that was added."""
+        summary = self._all.summary()
+        if len(self._by_category) > 1:
+            summary["by_category"] = {name: part.summary() for name, part in sorted(self._by_category.items())}
+        return summary
+
+
+@dataclass
+class _Figures:
+    """Of one set of questions; of each are kept the few numbers that intervals need."""
+
+    questions: int = 0
+    greedy: array[float] = field(default_factory=_no_numbers)
+    """1 or 0 per question whose right answer is known."""
+    sampled: array[float] = field(default_factory=_no_numbers)
+    """Share of right samples per such question."""
+    pairs: JudgedPairs = field(default_factory=JudgedPairs)
+    own: SelfJudged = field(default_factory=SelfJudged)
+
+    def add(self, row: Row) -> None:
+        self.questions += 1
+        if row["reference"] is not None:
+            self.greedy.append(row["greedy"]["right"])
+            self.sampled.append(sum(sample["right"] for sample in row["samples"]) / len(row["samples"]))
+        self.pairs.add((kind, math.nan if d is None else d) for kind, d in row["differences"])
+        for sample in row["samples"]:
+            self.own.add(sample)
+
+    def summary(self) -> Summary:
+        figures: Summary = {"questions": self.questions}
+        if self.greedy:
+            figures["greedy"] = interval_of(self.greedy)
+            figures["sampled"] = interval_of(self.sampled)
+            figures["any_right"] = interval_of(np.asarray(self.sampled) > 0)
+        return figures | self.pairs.figures() | self.own.summary()

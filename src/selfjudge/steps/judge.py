@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfjudge.config import JudgeConfig
 from selfjudge.console import Console
 from selfjudge.errors import DataError
-from selfjudge.inputs import entry, read_scorable
+from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
-from selfjudge.measures import Measure, judge_figures, pair_differences
+from selfjudge.measures import JudgedPairs, Measure, pair_differences
 from selfjudge.questions import load_questions
 from selfjudge.records import Example
-from selfjudge.steps import OpenModel, Summary, all_rows, step_meta
-from selfjudge.store import Row, open_output
+from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_meta
+from selfjudge.store import StepOutput, open_output
 
 LITTLE_MASS = 0.1
 JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
@@ -23,67 +24,91 @@ JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so tha
 
 def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -> Summary:
     """Judges every row that has no score yet; returns the summary of all rows."""
-    examples = read_scorable(config.input, ("responses",), config.limit)
-    if config.judge == "oracle":
-        check_references(examples, config.input)
-    with open_output(config.out, step_meta("judge", config, input=entry(config.input, examples))) as output:
-        if output.finished:
+    with read_scorable(config.input, ("responses",), config.limit) as examples:
+        if config.judge == "oracle":
+            check_references(examples, config.input)
+        with open_output(config.out, step_meta("judge", config, input=examples.entry)) as output:
+            if output.finished:
+                return output.summary
+            with OpenModel(console.say) as own:
+                judge = make_judge(config, model or own, config.judge, config.seed)
+                output.finish(_judge(examples, judge, output, console).summary())
+            _warn_of_little_mass(output.summary["mean_label_mass"], console)
             return output.summary
-        written: list[Row] = []
-        with OpenModel() as own:
-            judge = make_judge(config, model or own, config.judge, config.seed)
-            with console.progress("judge", len(examples), len(output.done_ids)) as bar:
-                for start in range(0, len(examples), JUDGED_TOGETHER):
-                    group = examples[start : start + JUDGED_TOGETHER]
-                    if all(example.id in output.done_ids for example in group):
-                        continue
-                    rows = [scored.to_json() for scored in judge(group) if scored.id not in output.done_ids]
-                    output.append(rows)
-                    written += rows if output.path is None else []
-                    bar.update(len(rows))
-        output.finish(summarise(all_rows(output, written)))
-        mass = output.summary["mean_label_mass"]
-        if mass is not None and mass < LITTLE_MASS:
-            console.say(
-                f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
-                "so its scores are mostly noise"
-            )
-        return output.summary
+
+
+def _judge(examples: Source, judge: Judge, output: StepOutput, console: Console) -> JudgeFigures:
+    figures = JudgeFigures()
+    for row in earlier_rows(output):
+        figures.add(Example.from_json(row))
+    with console.progress("judge", len(examples), len(output.done_ids)) as bar:
+        for group in groups_of(examples, JUDGED_TOGETHER):
+            if all(example.id in output.done_ids for example in group):
+                continue
+            new = [scored for scored in judge(group) if scored.id not in output.done_ids]
+            output.append(example.to_json() for example in new)
+            for example in new:
+                figures.add(example)
+            bar.update(len(new))
+    return figures
+
+
+def _warn_of_little_mass(mass: float | None, console: Console) -> None:
+    if mass is not None and mass < LITTLE_MASS:
+        console.say(
+            f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
+            "so its scores are mostly noise"
+        )
 
 
 def check_references(examples: Iterable[Example], source: str) -> None:
     """The oracle judge compares with reference answers; raises DataError before anything is done without them."""
-    without = [example.id for example in examples if example.reference is None]
-    if without:
-        raise DataError.at(
-            source,
-            None,
-            f"{len(without)} rows have no `reference` answer for the oracle judge, the first is {without[0]}",
-        )
+    without = (example.id for example in examples if example.reference is None)
+    first = next(without, None)
+    if first is not None:
+        count = 1 + sum(1 for _ in without)
+        problem = f"{count} rows have no `reference` answer for the oracle judge, the first is {first}"
+        raise DataError.at(source, None, problem)
 
 
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
     """The judge called `name` with the wording and layout of the config."""
     backend = model.get(config) if name in NEEDS_MODEL else None
-    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed))
+    mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
+    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed, mass_share))
 
 
-def summarise(rows: Iterable[Row]) -> Summary:
-    """Counts, mean score and label mass, share truncated; accuracy where the right responses are known."""
-    summary: dict[str, Any] = {"prompts": 0, "responses": 0, "missing": 0, "truncated": 0}
-    log_odds, masses, margins = Measure(), Measure(), Measure()
-    differences: list[tuple[str, str, float]] = []
-    for row in rows:
-        example = Example.from_json(row)
-        scores = [score.log_odds for score in example.scores]
-        known = [score for score in scores if not math.isnan(score)]
-        summary["prompts"] += 1
-        summary["responses"] += len(scores)
-        summary["missing"] += len(scores) - len(known)
-        summary["truncated"] += sum(score.truncated for score in example.scores)
-        log_odds.add(known)
-        masses.add(score.label_mass for score in example.scores)
-        margins.add([max(known) - min(known)] if known else [])
-        differences += pair_differences(example)
-    figures = {"mean_log_odds": log_odds.mean, "mean_label_mass": masses.mean, "mean_margin": margins.mean}
-    return summary | figures | (judge_figures(differences) if differences else {})
+@dataclass
+class JudgeFigures:
+    """Counts, mean score and label mass; accuracy where the right responses are known."""
+
+    prompts: int = 0
+    responses: int = 0
+    missing: int = 0
+    truncated: int = 0
+    log_odds: Measure = field(default_factory=Measure)
+    masses: Measure = field(default_factory=Measure)
+    margins: Measure = field(default_factory=Measure)
+    pairs: JudgedPairs = field(default_factory=JudgedPairs)
+
+    def add(self, example: Example) -> None:
+        """One prompt with its scored responses."""
+        known = [score.log_odds for score in example.scores if not math.isnan(score.log_odds)]
+        self.prompts += 1
+        self.responses += len(example.scores)
+        self.missing += len(example.scores) - len(known)
+        self.truncated += sum(score.truncated for score in example.scores)
+        self.log_odds.add(known)
+        self.masses.add(score.label_mass for score in example.scores)
+        self.margins.add([max(known) - min(known)] if known else [])
+        self.pairs.add(pair_differences(example))
+
+    def summary(self) -> Summary:
+        """All that was added."""
+        counts = {name: getattr(self, name) for name in ("prompts", "responses", "missing", "truncated")}
+        return counts | {
+            "mean_log_odds": self.log_odds.mean,
+            "mean_label_mass": self.masses.mean,
+            "mean_margin": self.margins.mean,
+            **self.pairs.figures(),
+        }

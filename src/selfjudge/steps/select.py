@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from selfjudge.config import SelectConfig
 from selfjudge.console import Console
-from selfjudge.inputs import entry, read_scorable
+from selfjudge.inputs import Source, read_scorable
 from selfjudge.measures import Measure
 from selfjudge.records import Example
 from selfjudge.selection import Dropped, Selected, SelectionRule, select
-from selfjudge.steps import Summary, all_rows, step_meta
-from selfjudge.store import Row, open_output
+from selfjudge.steps import Summary, groups_of, step_meta
+from selfjudge.store import StepOutput, open_output
+
+SELECTED_TOGETHER = 64  # examples written at a time
 
 
 def run(config: SelectConfig, console: Console) -> Summary:
     """Selects from every row; rows that give no pair are counted by reason in the summary."""
-    examples = read_scorable(config.input, ("responses", "scores"))
-    with open_output(config.out, step_meta("select", config, input=entry(config.input, examples))) as output:
-        if output.finished:
-            return output.summary
-        choices = [select(example, rule(config)) for example in examples]
-        kept = [choice.example.to_json() for choice in choices if isinstance(choice, Selected)]
-        rows = [row for row in kept if row["id"] not in output.done_ids]
-        output.append(rows)
-        dropped = Counter(choice.reason for choice in choices if isinstance(choice, Dropped))
-        output.finish(summarise(all_rows(output, rows)) | {"dropped": dict(dropped.most_common())})
-        console.say(f"select: {len(kept)} of {len(examples)} prompts give pairs")
+    with (
+        read_scorable(config.input, ("responses", "scores")) as examples,
+        open_output(config.out, step_meta("select", config, input=examples.entry)) as output,
+    ):
+        if not output.finished:
+            figures = _select(examples, rule(config), output)
+            output.finish(figures.summary())
+            console.say(f"select: {figures.margin.count} of {len(examples)} prompts give pairs")
         return output.summary
+
+
+def _select(examples: Source, chosen_by: SelectionRule, output: StepOutput) -> SelectionFigures:
+    """What was selected before a restart is selected again, for the figures, but not written."""
+    figures = SelectionFigures()
+    for group in groups_of(examples, SELECTED_TOGETHER):
+        choices = [select(example, chosen_by) for example in group]
+        kept = [choice.example for choice in choices if isinstance(choice, Selected)]
+        output.append(example.to_json() for example in kept if example.id not in output.done_ids)
+        figures.dropped.update(choice.reason for choice in choices if isinstance(choice, Dropped))
+        for example in kept:
+            figures.add(example)
+    return figures
 
 
 def rule(config: Any) -> SelectionRule:
@@ -43,25 +55,37 @@ def rule(config: Any) -> SelectionRule:
     )
 
 
-def summarise(rows: Iterable[Row]) -> Summary:
+@dataclass
+class SelectionFigures:
     """Prompts kept, mean target of best against worst, mean lengths; how often the best is right, where known."""
-    margin, best, worst, right, pairs = Measure(), Measure(), Measure(), Measure(), 0
-    for row in rows:
-        example = Example.from_json(row)
-        pairs += len(example.responses) * (len(example.responses) - 1) // 2
-        margin.add([example.strengths[0] - example.strengths[-1]])
-        best.add([_length(example, 0)])
-        worst.add([_length(example, -1)])
+
+    pairs: int = 0
+    margin: Measure = field(default_factory=Measure)
+    best: Measure = field(default_factory=Measure)
+    worst: Measure = field(default_factory=Measure)
+    right: Measure = field(default_factory=Measure)
+    dropped: Counter[str] = field(default_factory=Counter[str])
+
+    def add(self, example: Example) -> None:
+        """One prompt with the responses that were kept, best first."""
+        self.pairs += len(example.responses) * (len(example.responses) - 1) // 2
+        self.margin.add([example.strengths[0] - example.strengths[-1]])
+        self.best.add([_length(example, 0)])
+        self.worst.add([_length(example, -1)])
         if example.reference is not None:
-            right.add([float(example.responses[0].text.strip() == example.reference.strip())])
-    return {
-        "prompts": margin.count,
-        "pairs": pairs,
-        "mean_margin": margin.mean,
-        "mean_tokens_best": best.mean,
-        "mean_tokens_worst": worst.mean,
-        "best_right_share": right.mean,
-    }
+            self.right.add([float(example.responses[0].text.strip() == example.reference.strip())])
+
+    def summary(self) -> Summary:
+        """All that was added."""
+        return {
+            "prompts": self.margin.count,
+            "pairs": self.pairs,
+            "mean_margin": self.margin.mean,
+            "mean_tokens_best": self.best.mean,
+            "mean_tokens_worst": self.worst.mean,
+            "best_right_share": self.right.mean,
+            "dropped": dict(self.dropped.most_common()),
+        }
 
 
 def _length(example: Example, index: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,21 +14,25 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.utils.data import Subset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
-from selfjudge.inputs import entry, read_scorable
+from selfjudge.forward import causal_lm
+from selfjudge.inputs import Source, read_scorable
 from selfjudge.losses import loss_options
+from selfjudge.memory import tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
+from selfjudge.preferences import Preference, PreferenceFile, on_disk
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
-from selfjudge.store import StepOutput, new_folder, open_output, read_rows, replace_folder
-from selfjudge.trainer import Log, Objective, Policy, Preference, PreferenceTrainer, disable_dropout, without_adapter
+from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
+from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
 
 CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
@@ -41,19 +46,19 @@ def run(config: TrainConfig, console: Console) -> Summary:
     """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
-    examples = read_scorable(config.input, ("responses",))
-    _check_trainable(examples, config)
     out = Path(config.out)
-    with open_output(out / "training.jsonl", step_meta("train", config, input=entry(config.input, examples))) as log:
-        if log.finished:
-            return log.summary
-        summary = _train(config, examples, out, log, console)
-        log.finish(summary)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
-        return summary
+    with read_scorable(config.input, ("responses",)) as examples:
+        _check_trainable(examples, config)
+        with open_output(out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
+            if log.finished:
+                return log.summary
+            summary = _train(config, examples, out, log, console)
+            log.finish(summary)
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+            return summary
 
 
-def _check_trainable(examples: list[Example], config: TrainConfig) -> None:
+def _check_trainable(examples: Source, config: TrainConfig) -> None:
     """Every row has what the loss needs; looked at before a model is loaded."""
     for example in examples:
         if len(example.responses) < 2:
@@ -83,27 +88,30 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
         raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
-def _train(config: TrainConfig, examples: list[Example], out: Path, log: StepOutput, console: Console) -> Summary:
+def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, console: Console) -> Summary:
     set_seed(config.seed)
     dtype = _weight_dtype(config)
     source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
     model, tokenizer = load_model(source, trainable=True)
     renderer = Renderer(tokenizer, config.model, config.thinking)
-    rendered = [_preference(example, renderer, config) for example in examples]
-    preferences = _fitting(rendered, min(config.max_length or 1 << 30, context_length(model)), config, console)
-    model = _trainable(model, config)
-    policy = Policy(model, max(_longest(p) for p in preferences), _objective(config, source))
-    with policy.forward:
-        if policy.forward.padded_because:
-            console.say(f"train: padded batches instead of packed rows, because {policy.forward.padded_because}")
-        preferences, origin = _with_reference(policy, preferences, config, console)
-        train, validation = _split(preferences, config.validation)
-        figures = _optimise(config, policy, train, validation, out, log, console)
+    room = min(config.max_length or 1 << 30, context_length(model))
+    with on_disk(out) as fitting, on_disk(out) as anew:
+        _render(examples, renderer, room, config, fitting)
+        _say_left_out(len(examples), len(fitting), room, config, console)
+        model = _trainable(model, config)
+        longest = max(preference.longest for preference in fitting)
+        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
+        with policy.forward:
+            if policy.forward.unpacked_because:
+                console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
+            preferences, origin = _with_reference(policy, fitting, anew, config, console)
+            train, validation = _split(preferences, config.validation)
+            figures = _optimise(config, policy, train, validation, out, log, console)
     _save(model, config, source, out)
     counts = {
         "prompts": len(train),
         "validation_prompts": len(validation),
-        "too_long": len(rendered) - len(preferences),
+        "too_long": len(examples) - len(preferences),
     }
     return counts | {"reference": origin} | figures
 
@@ -113,10 +121,10 @@ def _weight_dtype(config: TrainConfig) -> str:
     return config.dtype if config.lora_rank else "float32"
 
 
-def _objective(config: TrainConfig, source: ModelSource) -> Objective:
+def _objective(config: TrainConfig, source: ModelSource, model: PreTrainedModel) -> Objective:
     options = {name: float(getattr(config, name)) for name in loss_options(config.loss)}
     compute = replace(source, dtype=config.dtype).torch_dtype()
-    budget = config.token_budget or (2048 if source.torch_device().type == "cpu" else 16384)
+    budget = config.token_budget or tokens_per_row(model)
     return Objective(config.loss, options, budget, None if compute == torch.float32 else compute)
 
 
@@ -146,28 +154,29 @@ def _gold_strengths(example: Example) -> tuple[float, ...]:
     return tuple(float(index in (example.gold or ())) for index in range(len(example.responses)))
 
 
-def _fitting(preferences: list[Preference], room: int, config: TrainConfig, console: Console) -> list[Preference]:
-    """The prompts whose longest response fits; cutting it would train on something nobody wrote."""
-    kept = [preference for preference in preferences if _longest(preference) <= room]
-    dropped = len(preferences) - len(kept)
+def _render(examples: Source, renderer: Renderer, room: int, config: TrainConfig, fitting: PreferenceFile) -> None:
+    """Keeps the prompts whose longest response fits; cutting it would train on something nobody wrote."""
+    for example in examples:
+        preference = _preference(example, renderer, config)
+        if preference.longest <= room:
+            fitting.append(preference)
+
+
+def _say_left_out(given: int, kept: int, room: int, config: TrainConfig, console: Console) -> None:
     if not kept:
         raise DataError.at(config.input, None, f"every prompt with its responses exceeds {room} tokens")
-    if dropped:
-        console.say(f"train: {dropped} of {len(preferences)} prompts left out, longer than {room} tokens")
-    return kept
+    if given > kept:
+        console.say(f"train: {given - kept} of {given} prompts left out, longer than {room} tokens")
 
 
-def _longest(preference: Preference) -> int:
-    return len(preference.prompt_ids) + max(len(ids) for ids in preference.response_ids)
-
-
-def _split(preferences: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
+def _split(preferences: PreferenceFile, share: float) -> tuple[Subset[Preference], Subset[Preference]]:
     """Training and validation prompts, by a hash of the id, so that neither order nor number matters."""
-    validation = [preference for preference in preferences if hash_share(preference.id) < share]
-    train = [preference for preference in preferences if hash_share(preference.id) >= share]
+    train, validation = array("Q"), array("Q")
+    for index, preference in enumerate(preferences):
+        (validation if hash_share(preference.id) < share else train).append(index)
     if not train:
         raise StepError(f"no prompt is left to train on ({len(preferences)} in all, {len(validation)} for validation)")
-    return train, validation
+    return Subset(preferences, train), Subset(preferences, validation)
 
 
 # Model and reference
@@ -191,9 +200,9 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
 
 
 def _with_reference(
-    policy: Policy, preferences: list[Preference], config: TrainConfig, console: Console
-) -> tuple[list[Preference], str]:
-    """Fills in the reference log-probabilities and says where they come from."""
+    policy: Policy, preferences: PreferenceFile, anew: PreferenceFile, config: TrainConfig, console: Console
+) -> tuple[PreferenceFile, str]:
+    """The preferences with reference log-probabilities and where these come from; computed ones are put into `anew`."""
     if config.reference == "sample":
         drift = _drift(policy, preferences)
         if drift <= DRIFT:
@@ -202,18 +211,18 @@ def _with_reference(
         console.say(f"train: the samples' own log-probs {found}; computing the reference anew")
     under = without_adapter(policy.model) if config.reference == "base" else nullcontext()
     with under, console.progress("reference", len(preferences), unit="prompt") as bar:
-        filled: list[Preference] = []
         for preference in policy.reference(preferences, at_once=32):
-            filled.append(preference)
+            anew.append(preference)
             bar.update()
-    return filled, "base" if config.reference == "base" else "start"
+    return anew, "base" if config.reference == "base" else "start"
 
 
-def _drift(policy: Policy, preferences: Sequence[Preference]) -> float:
+def _drift(policy: Policy, preferences: PreferenceFile) -> float:
     """Largest difference of stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
     if any(math.isnan(logp) for preference in preferences for logp in preference.ref_logps):
         return math.inf
-    checked = preferences[:: max(1, len(preferences) // CHECKED)]
+    spread = range(0, len(preferences), max(1, len(preferences) // CHECKED))
+    checked = [preferences[index] for index in spread]
     computed = policy.reference(checked, at_once=CHECKED)
     pairs = zip(checked, computed, strict=True)
     return max(abs(a - b) for stored, own in pairs for a, b in zip(stored.ref_logps, own.ref_logps, strict=True))
@@ -225,15 +234,15 @@ def _drift(policy: Policy, preferences: Sequence[Preference]) -> float:
 def _optimise(
     config: TrainConfig,
     policy: Policy,
-    train: list[Preference],
-    validation: list[Preference],
+    train: Subset[Preference],
+    validation: Subset[Preference],
     out: Path,
     log: StepOutput,
     console: Console,
 ) -> dict[str, Any]:
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    longest = max(preference.tree.num_tokens for preference in train)
-    arguments = _arguments(config, policy, out, steps, longest, bool(validation))
+    longest = max(train[index].tree.num_tokens for index in range(len(train)))
+    arguments = _arguments(config, policy, out, steps, longest, len(validation) > 0)
     with console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
@@ -309,16 +318,19 @@ def _divisor(number: int, limit: int) -> int:
 
 def _figures(path: Path, steps: int) -> dict[str, Any]:
     """First and last loss, and the last of everything else that was logged."""
-    rows = list(read_rows(path))
-    trained = [row for row in rows if row["kind"] == "step"]
-    validated = [row for row in rows if row["kind"] == "validation"]
-    last = trained[-1]
-    figures = {"steps": steps, "first_loss": trained[0]["loss"], "last_loss": last["loss"]}
-    figures |= {name: last[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
-    if validated:
+    first: dict[str, Row] = {}
+    last: dict[str, Row] = {}
+    for row in read_rows(path):
+        first.setdefault(row["kind"], row)
+        last[row["kind"]] = row
+    step = last["step"]
+    figures = {"steps": steps, "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
+    figures |= {name: step[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
+    if "validation" in last:
+        validation = last["validation"]
         figures |= {
-            "validation_loss": validated[-1]["eval_loss"],
-            "validation_accuracy": validated[-1]["eval_accuracy"],
+            "validation_loss": validation["eval_loss"],
+            "validation_accuracy": validation["eval_accuracy"],
         }
     return figures
 

@@ -1,0 +1,61 @@
+"""Figures of a judge on labelled pairs, by hand and against the functions that they are made of."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from selfjudge import stats
+from selfjudge.measures import BOOTSTRAP_SEED, JudgedPairs, pair_differences
+from selfjudge.records import Example, Message, Response, Score
+
+
+def scored(log_odds: list[float], gold: tuple[int, ...] | None, kinds: list[str] | None = None) -> Example:
+    responses = tuple(Response(str(index)) for index in range(len(log_odds)))
+    tags = {"kinds": kinds} if kinds else {}
+    scores = tuple(Score(value) for value in log_odds)
+    return Example("1", (Message("user", "?"),), responses=responses, gold=gold, scores=scores, tags=tags)
+
+
+def test_every_right_response_meets_every_wrong_one() -> None:
+    example = scored([3.0, 1.0, -1.0, 2.0], (0, 3), ["", "slip", "joke", ""])
+    assert pair_differences(example) == [("slip", 2.0), ("joke", 4.0), ("slip", 1.0), ("joke", 3.0)]
+    assert pair_differences(scored([3.0, 1.0], None)) == pair_differences(scored([3.0, 1.0], ())) == []
+
+
+def test_accuracy_overall_and_by_kind() -> None:
+    """Slips: one right, one wrong, one missing; jokes: one right, one tied; the pair without a kind is wrong."""
+    pairs = JudgedPairs()
+    pairs.add([("slip", 2.0), ("joke", 1.0)])
+    pairs.add([])
+    pairs.add([("slip", -2.0), ("joke", 0.0)])
+    pairs.add([("slip", math.nan), ("", -1.0)])
+    found = pairs.figures()
+    values = {name: found[name]["value"] for name in found if name.startswith("judge_accuracy")}
+    assert list(found)[:3] == ["judge_accuracy", "judge_accuracy_joke", "judge_accuracy_slip"]
+    assert values == {"judge_accuracy": 0.5, "judge_accuracy_joke": 0.75, "judge_accuracy_slip": 0.5}
+    assert (found["judge_strict"], found["pairs"], found["ties"]) == (pytest.approx(2 / 6), 5, 1)
+    assert [found[name]["n"] for name in values] == [6, 2, 3]
+
+
+def test_no_pairs_no_figures() -> None:
+    pairs = JudgedPairs()
+    pairs.add([])
+    assert pairs.figures() == {}
+
+
+def test_the_interval_draws_whole_prompts() -> None:
+    rng = random.Random(0)
+    pairs, differences, prompts = JudgedPairs(), list[float](), list[int]()
+    for prompt in range(30):
+        own = [rng.gauss(0.5, 1)] * rng.randint(1, 4)
+        pairs.add(("", value) for value in own)
+        differences += own
+        prompts += [prompt] * len(own)
+    expected = stats.mean_interval(stats.credit(differences), prompts, seed=BOOTSTRAP_SEED)
+    alone = stats.mean_interval(stats.credit(differences), seed=BOOTSTRAP_SEED)
+    found = pairs.figures()["judge_accuracy"]
+    assert (found["value"], found["low"], found["high"]) == (expected.estimate, expected.low, expected.high)
+    assert found["high"] - found["low"] > 1.2 * (alone.high - alone.low)
