@@ -130,10 +130,12 @@ def tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
+@torch.no_grad()
 def load(place: Place) -> tuple[Any, Any]:
-    """Model and tokenizer as anybody would load them."""
-    model = AutoModelForCausalLM.from_pretrained(place.folder, dtype=place.torch_dtype)
-    return model.to(place.device).eval(), AutoTokenizer.from_pretrained(place.folder)
+    """Model and tokenizer as anybody would load them; one pass brings the mapped weights into memory."""
+    model = AutoModelForCausalLM.from_pretrained(place.folder, dtype=place.torch_dtype).to(place.device).eval()
+    model(torch.tensor([[END_ID]], device=place.device), use_cache=False)
+    return model, AutoTokenizer.from_pretrained(place.folder)
 
 
 def words(count: int, random_numbers: random.Random, vocab_size: int) -> str:
