@@ -25,6 +25,7 @@ from selfjudge.config import (
     flag,
 )
 from selfjudge.errors import ConfigError
+from selfjudge.questions import BUILT_IN
 
 FIELDS = [(command, name) for command, (kind, _) in COMMANDS.items() for name in kind.model_fields]
 
@@ -222,6 +223,9 @@ def test_general_flags_are_no_yaml_keys(needed: dict[str, Any]) -> None:
         (JudgeConfig, {"seed": 3}, "--seed has no effect with --judge yes-no"),
         (JudgeConfig, {"model": None}, "--model is needed by the yes-no judge"),
         (JudgeConfig, {"judge": "oracle", "in_place": True, "model": None}, "--in-place has no effect with --judge"),
+        (AlignConfig, {"judge": "oracle", "in_place": True}, "--in-place has no effect with --judge oracle"),
+        (JudgeConfig, {"compare_separate": 8}, "--compare-separate has no effect with --in-place False"),
+        (SampleConfig, {"questions": str(BUILT_IN)}, "--questions has no effect with --in-place False"),
         (EvaluateConfig, {"num_responses": 2}, "unknown option --num-responses"),
         (EvaluateConfig, {"temperature": 0}, "--temperature 0 gives 4 times the same response; raise it or use --eval"),
         (SelectConfig, {"out": "rows.json"}, "--out rows.json: the name must end in .jsonl"),

@@ -16,26 +16,16 @@ LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
-    ("judges", "measures", "trainer", "preferences", "categories", "backends", "benchmarks", "inputs"),
-    (
-        "models",
-        "rendering",
-        "forward",
-        "head",
-        "attention",
-        "memory",
-        "sampling",
-        "store",
-        "console",
-        "readers",
-        "model_names",
-    ),
+    ("judges", "measures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
+    ("trainer", "preferences"),
+    ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
+    ("store", "console", "readers", "model_names"),
     ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "ids", "lab"),
     ("records",),
     ("errors",),
 )
 """From top to bottom; a module may import its own layer and those below."""
-BESIDE = {"checks": 2, "__init__": 8, "lab.build": 2, "lab.train": 2, "lab.measure": 2, "lab.rows": 2}
+BESIDE = {"checks": 2, "__init__": 9, "lab.build": 2, "lab.train": 2, "lab.measure": 2, "lab.rows": 2}
 
 
 def module_of(file: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import summary
 from models import make_model, make_prompts
 
 from selfjudge import loop
@@ -240,6 +241,29 @@ def test_a_run_that_was_moved_goes_on(here: Path, copy: Path) -> None:
     shutil.rmtree(copy / "round-2")
     align(here, out=copy)
     assert row_files(copy) == row_files(here / "straight" / "run")
+
+
+def test_judged_in_place_while_sampling(here: Path, tmp_path: Path) -> None:
+    """The judge's step passes the scores on; interrupted while sampling, the run ends with the same rows."""
+    changes: dict[str, Any] = {"in_place": True, "rounds": 1, "compare_separate": 3}
+    align(here, out=tmp_path / "run", **changes)
+    folder = tmp_path / "run" / "round-1"
+    samples = list(read_rows(folder / "samples.jsonl"))
+    assert list(read_rows(folder / "scored.jsonl")) == samples
+    assert all(len(row["scores"]) == len(row["responses"]) == 3 and row["category"] for row in samples)
+    assert "agreement" in summary(folder / "samples.jsonl")
+    assert (
+        summary(folder / "scored.jsonl")["mean_log_odds"]
+        != summary(here / "straight" / "run" / "round-1" / "scored.jsonl")["mean_log_odds"]
+    )
+
+    before = row_files(tmp_path / "run")
+    whole = (folder / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "samples.jsonl").write_bytes(b"".join(whole[:20]))
+    meta = folder / "samples.meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"done": False}))
+    align(here, out=tmp_path / "run", **changes)
+    assert row_files(tmp_path / "run") == before
 
 
 # Prompts and benchmarks

@@ -295,7 +295,7 @@ def test_given_ids_must_differ(tmp_path):
         ("a.csv", "id,prompt\n1,\n", ", row 2: the prompt is empty"),
         ("a.parquet", "no", ": damaged Parquet file: "),
         ("a.jsonl.gz", "no", ": damaged gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99)[:-9], ": damaged gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n' * 99, mtime=0)[:-9], ": damaged gzip file"),
         ("a.parquet.gz", "", ": unknown file type '.parquet.gz'; allowed: .jsonl, "),
         ("a.xlsx", "", ": unknown file type '.xlsx'; allowed: .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet"),
         ("a", "", ": unknown file type ''"),

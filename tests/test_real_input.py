@@ -144,7 +144,7 @@ def test_a_real_tokenizer_samples_and_judges(name: str, shared_tokenizers: Path,
     backend = HFBackend(str(folder), BackendOptions())
     questions = load_questions()
     prompt = backend.renderer.text(questions.separate((Message("user", "1 + 1?"),), "2", "math"))
-    yes, no = backend._resolve(prompt, (questions.yes, questions.no))
+    yes, no = backend.prompts._resolve(prompt, (questions.yes, questions.no))
     assert YES[name] in yes
     assert not set(yes) & set(no)
     for token in (*yes, *no):  # no piece of a word and no bare blank counts

@@ -15,14 +15,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from selfjudge.backends import BackendOptions, SampleRequest, SampleResult, Sampling
+from selfjudge.backends import BackendOptions, FollowUp, SampleRequest, SampleResult, Sampling, hf
 from selfjudge.backends.hf import HFBackend
-from selfjudge.errors import DataError
-from selfjudge.records import Message
-from selfjudge.sampling import inverse_cdf, uniforms
+from selfjudge.errors import DataError, ModelError
+from selfjudge.records import Message, Response
+from selfjudge.sampling import choose, inverse_cdf, uniforms
 from selfjudge.trainer import Objective, Policy, Preference
 
 FOUR = ("llama", "qwen2", "gpt2", "phi")
+ALL = (*FOUR, "mistral", "qwen3", "gemma2", "granite", "cohere", "gpt_oss", "opt-dropout", "falcon", "mamba")
 TEXTS = ("Is it?", "What is the sum of two and three, of course?", "A", "Yes or No or yes or no", "B C D")
 REQUESTS = [SampleRequest(f"prompt-{i}", (Message("user", text),)) for i, text in enumerate(TEXTS)]
 
@@ -146,6 +147,15 @@ CASES: dict[str, tuple[Sampling, Callable[[Tensor], Tensor]]] = {
 }
 
 
+def test_logprobs_of_choices():
+    """Against float64: the chosen token's own log-probability, before temperature and filters."""
+    logits = torch.randn(64, 2000, generator=torch.Generator().manual_seed(0)) * 5
+    token, logprob = choose(logits, logits / 3, torch.linspace(0, 0.999, 64, dtype=torch.float64))
+    expected = logits.double().log_softmax(-1).gather(1, token[:, None])[:, 0]
+    torch.testing.assert_close(logprob.double(), expected, rtol=0, atol=5e-6)
+    assert choose(logits, logits, None)[0].tolist() == logits.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_distribution_of_first_tokens(model_folder: Callable[..., str], case: str):
     """Chi-square of 4,000 samples against the exact probabilities; tokens expected below 5 times are one class."""
@@ -167,6 +177,51 @@ def test_distribution_of_first_tokens(model_folder: Callable[..., str], case: st
     assert stats.chisquare(found.numpy(), wanted.numpy()).pvalue > 1e-3
 
 
+ENDS = list(range(3, tiny.VOCABULARY, 8))  # about every eighth token ends a response
+LONG = [SampleRequest(f"long-{i}", (Message("user", "word " * 7 * i),)) for i in range(1, 5)]
+
+
+@pytest.fixture
+def ending(model_folder: Callable[..., str]) -> Callable[..., str]:
+    """`ending("llama")`: the folder of a model whose responses end at very different lengths."""
+
+    def folder(name: str, template: str | None = tiny.CHATML) -> str:
+        path = model_folder(name, template, seed=1)
+        (Path(path) / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS}))
+        return path
+
+    return folder
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ended_samples_are_replaced_and_nothing_changes(ending: Callable[..., str], name: str):
+    """Nine prompts of 7 to 40 tokens, 1 to 30 new ones: refilled batches against every prompt alone."""
+    requests, sampling = [*REQUESTS, *LONG], Sampling(num_responses=3, temperature=1, max_new_tokens=30, seed=5)
+    alone = sample(backend(ending(name), sample_batch=3), sampling, requests)
+    lengths = [len(ids) for row in tokens(alone) for ids in row]
+    assert len(set(lengths)) > 6
+    for places in (8, 0):  # a few at a time; as many as the memory allows
+        refilled = sample(backend(ending(name), sample_batch=places), sampling, requests)
+        assert tokens(refilled) == tokens(alone)
+        assert logprobs(refilled) == pytest.approx(logprobs(alone), abs=1e-5 * max(lengths))
+
+
+@pytest.mark.parametrize(("name", "refills"), [("llama", True), ("mistral", False)])
+def test_rows_computed(ending: Callable[..., str], name: str, refills: bool):
+    """Ended rows are taken out; where the cache allows, their places are filled again, which saves forward passes."""
+    model = backend(ending(name), sample_batch=12)
+    requests = [SampleRequest(f"p{i}", (Message("user", "Is it?"),)) for i in range(16)]
+    seen: list[tuple[int, int]] = []
+    model.causal.get_input_embeddings().register_forward_hook(lambda _, ids, __: seen.append(tuple(ids[0].shape)))
+    drawn = tokens(sample(model, Sampling(num_responses=3, temperature=1, max_new_tokens=40), requests))
+    steps = [rows for rows, columns in seen if columns == 1]
+    needed = sum(len(ids) - 1 for row in drawn for ids in row)
+    longest = [max(len(ids) for row in drawn[i : i + 4] for ids in row) - 1 for i in range(0, 16, 4)]
+    assert max(steps) <= 12
+    assert needed < sum(steps) < 0.7 * 12 * sum(longest)  # without taking out: every row as long as its batch
+    assert (len(steps) < sum(longest)) == refills
+
+
 @pytest.mark.parametrize("name", FOUR)
 def test_neither_batch_nor_order_nor_restart_matters(model_folder: Callable[..., str], name: str):
     """Batches of one prompt need no padding; larger ones are padded on the left."""
@@ -182,16 +237,22 @@ def test_neither_batch_nor_order_nor_restart_matters(model_folder: Callable[...,
     assert len({ids for row in tokens(whole) for ids in row}) > 10
 
 
-def test_done_batches_are_left_out_and_the_others_unchanged(model_folder: Callable[..., str]):
-    model = backend(model_folder("llama"), sample_batch=4)
+def test_done_pools_are_left_out_and_the_others_unchanged(
+    model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    """Pools of two batches of one prompt each: two, two and one prompt."""
+    monkeypatch.setattr(hf, "POOL_BATCHES", 2)
+    model = backend(model_folder("llama"), sample_batch=2)
     sampling = Sampling(num_responses=2, max_new_tokens=5)
-    batches = list(model.generate(REQUESTS, sampling))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    first = frozenset(result.key for result in batches[0])
-    assert list(model.generate(REQUESTS, sampling, first)) == batches[1:]
-    half = frozenset({batches[1][0].key}) | first
-    assert list(model.generate(REQUESTS, sampling, half)) == batches[1:]
-    assert list(model.generate(REQUESTS, sampling, frozenset(r.key for r in REQUESTS))) == []
+    whole = [result for batch in model.generate(REQUESTS, sampling) for result in batch]
+
+    def again(done: Sequence[SampleResult]) -> list[SampleResult]:
+        keys = frozenset(result.key for result in done)
+        return [result for batch in model.generate(REQUESTS, sampling, keys) for result in batch]
+
+    assert again([]) == again(whole[:1]) == again(whole[1:3]) == whole
+    assert again(whole[:2]) == again(whole[:3]) == whole[2:]
+    assert again(whole) == []
 
 
 def test_a_sample_keeps_its_place_when_more_are_asked_for(model_folder: Callable[..., str]):
@@ -261,18 +322,6 @@ def test_ends(model_folder: Callable[..., str], tmp_path: Path):
         assert all(whole[: len(ids)] == ids for ids, whole in zip(row, other, strict=True))
 
 
-def test_decoding_stops_with_the_last_sample(tmp_path: Path):
-    """Samples end at different steps; there are as many forward passes as the longest has tokens."""
-    tiny.save(tmp_path, "llama")
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(3, tiny.VOCABULARY, 4))}))
-    model = backend(str(tmp_path))
-    passes: list[int] = []
-    model.causal.register_forward_pre_hook(lambda *_: passes.append(1))
-    lengths = [len(ids) for row in tokens(sample(model, Sampling(4, 1.5, max_new_tokens=300))) for ids in row]
-    assert len(passes) == max(lengths) < 100
-    assert len(set(lengths)) > 3
-
-
 def test_generation_defaults_of_the_model_do_not_leak(model_folder: Callable[..., str], tmp_path: Path):
     tiny.save(tmp_path, "llama")
     defaults = {"do_sample": True, "top_k": 1, "top_p": 0.1, "temperature": 0.01, "repetition_penalty": 9.0}
@@ -290,7 +339,7 @@ def test_a_prompt_too_long_is_an_error_before_anything_is_sampled(
 ):
     model = backend(model_folder("llama"), max_length=60)
     sampled: list[object] = []
-    monkeypatch.setattr(model, "_sample_batch", lambda *batch: sampled.append(batch))
+    monkeypatch.setattr(model, "_sample_pool", lambda *pool: sampled.append(pool))
     long = SampleRequest("long-one", (Message("user", "word " * 60),))
     with pytest.raises(DataError, match=r"1 of 6 prompts are too long, the first is long-one with \d+ tokens"):
         next(iter(model.generate([*REQUESTS, long], Sampling(max_new_tokens=4))))
@@ -321,3 +370,60 @@ def test_batches_hold_prompts_of_similar_length(model_folder: Callable[..., str]
     model = backend(model_folder("llama"), sample_batch=2)
     lengths = [len(r.prompt_ids) for batch in model.generate(REQUESTS, Sampling(1, max_new_tokens=1)) for r in batch]
     assert all(a <= b for a, b in pairwise(lengths))
+
+
+def test_a_model_without_a_cache_is_refused(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    model = backend(model_folder("llama"))
+    monkeypatch.setattr(type(model.causal), "_supports_default_dynamic_cache", lambda _: False)
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no cache of transformers' own kind"):
+        sample(model, Sampling(1, max_new_tokens=2))
+
+
+# Follow-up questions
+
+
+LABELS = (("Yes", " Yes", "yes"), ("No", " No", "no"))
+FOLLOW_UPS = [FollowUp("Is it?", LABELS), FollowUp("Was the answer right? Yes or No.", LABELS)]
+
+
+@torch.no_grad()
+def plain_answer(model: HFBackend, result: SampleResult, response: Response, follow_up: FollowUp) -> list[float]:
+    """Prompt, response without its end token and question through the whole model, in float64 from the logits on."""
+    question = model.prompts.question(follow_up)
+    ids = response.token_ids or ()
+    whole = [*result.prompt_ids, *(ids[:-1] if response.finished else ids), *question.ids]
+    logp = model.causal(torch.tensor([whole])).logits[0, -1].double().log_softmax(-1)
+    values = [logp[list(group)].logsumexp(-1) for group in question.label_ids]
+    return [*map(float, values), float(torch.stack(values).logsumexp(-1).exp())]
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, None], ids=["chat", "plain"])
+@pytest.mark.parametrize("name", [*FOUR, "falcon", "mistral", "gemma2"])
+def test_follow_ups_are_answered_as_by_the_plain_model(ending: Callable[..., str], name: str, template: str | None):
+    """Refilled batches, two questions of different lengths, finished and unfinished responses, chunks of 3 rows."""
+    model = backend(ending(name, template), sample_batch=12, token_budget=3 * 32)
+    requests = [r._replace(follow_up=FOLLOW_UPS[i % 2]) for i, r in enumerate([*REQUESTS, *LONG])]
+    results = sample(model, Sampling(num_responses=3, temperature=1, max_new_tokens=12, seed=5), requests)
+    assert {response.finished for result in results for response in result.responses} == {True, False}
+    for request, result in zip(requests, results, strict=True):
+        assert request.follow_up is not None
+        assert result.from_cache == (name not in ("mistral", "gemma2"))
+        for response, answer in zip(result.responses, result.answers, strict=True):
+            expected = plain_answer(model, result, response, request.follow_up)
+            assert [*answer.logprobs, answer.mass] == pytest.approx(expected, abs=1e-5, rel=1e-5)
+
+
+def test_a_follow_up_changes_no_sample(ending: Callable[..., str]):
+    model, sampling = backend(ending("llama"), sample_batch=6), Sampling(num_responses=3, max_new_tokens=12)
+    asked = [request._replace(follow_up=FOLLOW_UPS[0]) for request in REQUESTS]
+    with_questions, without = sample(model, sampling, asked), sample(model, sampling)
+    assert [r._replace(answers=()) for r in with_questions] == without
+    assert not any(result.answers for result in without)
+
+
+def test_a_follow_up_needs_room_as_well(model_folder: Callable[..., str]):
+    model = backend(model_folder("llama"), max_length=60)
+    request, sampling = REQUESTS[1], Sampling(1, max_new_tokens=10)
+    assert sample(model, sampling, [request])
+    with pytest.raises(DataError, match="1 of 1 prompts are too long"):
+        next(iter(model.generate([request._replace(follow_up=FOLLOW_UPS[1])], sampling)))

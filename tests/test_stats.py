@@ -15,6 +15,7 @@ from selfjudge.stats import (
     difference_interval,
     discordant,
     fit_temperature,
+    kendall_tau_b,
     mcnemar,
     mean_interval,
 )
@@ -131,6 +132,22 @@ def test_mcnemar_by_hand():
 def test_mcnemar_is_the_binomial_test(first_only: int, second_only: int):
     expected = stats.binomtest(first_only, first_only + second_only, 0.5).pvalue
     assert mcnemar(first_only, second_only) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kendall_by_hand():
+    """abcd against bacd: 5 of 6 pairs agree, one does not: 4/6. With a tie in one: 2 agree of 3, 2 / sqrt(2 * 3)."""
+    assert kendall_tau_b([4, 3, 2, 1], [3, 4, 2, 1]) == pytest.approx(4 / 6)
+    assert kendall_tau_b([1, 1, 0], [2, 1, 0]) == pytest.approx(2 / math.sqrt(6))
+    assert all(math.isnan(kendall_tau_b(*pair)) for pair in (([1, 1], [1, 2]), ([1], [1]), ([], [])))
+
+
+@pytest.mark.parametrize("values", [2, 4, 1000], ids=["many ties", "some ties", "hardly any"])
+def test_kendall_agrees_with_scipy(values: int):
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = generator.integers(values, size=(2, 9))
+        expected = stats.kendalltau(first, second).statistic
+        assert kendall_tau_b(first, second) == pytest.approx(expected, nan_ok=True)
 
 
 def test_temperature_by_hand():

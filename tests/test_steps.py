@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from commands import done, summary
 from models import make_model, make_prompts
 
@@ -162,6 +163,52 @@ def test_results_in_another_order_find_their_prompts() -> None:
             assert waiting.take(f"p{number}").id == f"p{number}"
         assert len(read) == start + 4
         assert not waiting._waiting
+
+
+# Judged in place
+
+
+def test_sampling_in_place_scores_as_the_judge_does(prompts: Path, tmp_path: Path) -> None:
+    """On a backend whose figures depend on the text alone the two ways are the same, agreement included."""
+    samples, at_once, later = (tmp_path / f"{name}.jsonl" for name in ("samples", "at-once", "later"))
+    done("sample", *FAKE, "--prompts", prompts, "--out", samples)
+    done("sample", *FAKE, "--prompts", prompts, "--in-place", "--out", at_once)
+    done("judge", *FAKE, "--input", samples, "--in-place", "--out", later)
+    assert list(read_rows(at_once)) == list(read_rows(later))
+    assert summary(at_once)["agreement"] == summary(later)["agreement"]
+    assert {name: 0 for name in summary(at_once) if name not in summary(samples)} == {"agreement": 0}
+    done("select", "--quiet", "--input", at_once, "--out", tmp_path / "selected.jsonl")
+    assert summary(tmp_path / "selected.jsonl")["prompts"] > 10
+
+
+def test_agreement_with_the_separate_question(prompts: Path, tmp_path: Path) -> None:
+    """Of the first 5 prompts; one without distinct responses would not count."""
+    samples, scored, separate = (tmp_path / f"{name}.jsonl" for name in ("samples", "scored", "separate"))
+    done("sample", *FAKE, "--prompts", prompts, "--in-place", "--compare-separate", 5, "--out", samples)
+    done("sample", *FAKE, "--prompts", prompts, "--in-place", "--compare-separate", 0, "--out", scored)
+    assert samples.read_bytes() == scored.read_bytes()
+    assert "agreement" not in summary(scored)
+    done("judge", *FAKE, "--input", samples, "--limit", 5, "--out", separate)
+    best = [
+        [
+            max(zip(row["scores"], row["responses"], strict=True), key=lambda pair: pair[0]["log_odds"])[1]["text"]
+            for row in list(read_rows(file))[:5]
+        ]
+        for file in (samples, separate)
+    ]
+    found = summary(samples)["agreement"]
+    assert found["same_best"]["n"] == found["best_right_separate"]["n"] == 5
+    assert found["same_best"]["value"] == sum(a == b for a, b in zip(*best, strict=True)) / 5
+    assert -1 <= found["kendall_tau"]["value"] < 1
+
+
+def test_a_model_whose_cache_cannot_be_continued_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = make_prompts(tmp_path / "prompts.jsonl", 2)
+    command = ["sample", "--prompts", str(prompts), "--in-place", "--max-new-tokens", "4", "--compare-separate", "0"]
+    for name, expected in (("mistral", True), ("llama", False)):
+        model = tiny.save(tmp_path / name, name)
+        assert main([*command, "--model", model, "--out", str(tmp_path / f"{name}.jsonl")]) == 0
+        assert ("the responses to 2 prompts were computed once more" in capsys.readouterr().err) == expected
 
 
 def test_limit_takes_the_first_rows(prompts: Path, tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 
 from selfjudge.backends import Backend, LabelRequest
 from selfjudge.questions import QUESTIONS, flatten, read_table
 from selfjudge.records import CATEGORIES, Example, Message
+
+CLASSIFIED_TOGETHER = 256
 
 
 @cache
@@ -37,3 +41,25 @@ def _request(example: Example) -> LabelRequest:
 
 def _likeliest(logprobs: Sequence[float]) -> str:
     return CATEGORIES[max(range(len(CATEGORIES)), key=lambda index: logprobs[index])]
+
+
+class WithCategories:
+    """Examples with their category, read anew as often as they are gone through; the model is asked once.
+
+    What it answered is kept in a byte per example.
+    """
+
+    def __init__(self, backend: Backend, examples: Iterable[Example]) -> None:
+        self.backend = backend
+        self.examples = examples
+        self._found = array("B")
+
+    def __iter__(self) -> Iterator[Example]:
+        remaining, number = iter(self.examples), 0
+        while group := list(islice(remaining, CLASSIFIED_TOGETHER)):
+            if number == len(self._found):  # nobody has been here before
+                known = classify(self.backend, group)
+                self._found.extend(CATEGORIES.index(str(example.category)) for example in known)
+            for example in group:
+                yield replace(example, category=CATEGORIES[self._found[number]])
+                number += 1

@@ -19,6 +19,7 @@ from selfjudge.config import (
     JudgeOptions,
     ModelOptions,
     Options,
+    QuestionOptions,
     ReportConfig,
     SampleConfig,
     SelectConfig,
@@ -192,6 +193,9 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (JudgeConfig, "questions", "judge", ("yes-no",)),
     (JudgeConfig, "in_place", "judge", ("yes-no",)),
     (JudgeOptions, "label_mass", "judge", ("yes-no",)),
+    (AlignConfig, "in_place", "judge", ("yes-no",)),
+    (QuestionOptions, "compare_separate", "in_place", (True,)),
+    (SampleConfig, "questions", "in_place", (True,)),
     (JudgeConfig, "seed", "judge", ("random",)),
     *[(JudgeConfig, name, "judge", ("yes-no",)) for name in (*ModelOptions.model_fields, "token_budget")],
 ]
@@ -199,7 +203,7 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((Options,), _ignored),
     ((ModelOptions,), _model),
-    ((JudgeOptions, EvaluateConfig), _questions),
+    ((QuestionOptions, EvaluateConfig), _questions),
     ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),

@@ -93,14 +93,25 @@ class SampleOptions(DrawOptions):
     num_responses: int = option(4, "responses per prompt", ge=1)
 
 
-class JudgeOptions(RowOptions):
+class QuestionOptions(Options):
+    """How the model is asked for its judgement."""
+
+    questions: str | None = option(None, "TOML file with your own wording of the questions")
+    in_place: bool = option(
+        False,
+        "ask as the next turn instead of quoting request and response; while sampling, read from the cache it built",
+    )
+    compare_separate: int = option(
+        64, "with --in-place: prompts judged with the separate question too, to report how both agree; 0: none", ge=0
+    )
+
+
+class JudgeOptions(RowOptions, QuestionOptions):
     """Who judges, and how it is asked."""
 
     judge: Literal["yes-no", "oracle", "random"] = option(
         "yes-no", "yes-no asks the model; oracle compares with the reference; random is a control"
     )
-    questions: str | None = option(None, "TOML file with your own wording of the questions")
-    in_place: bool = option(False, "ask as the next turn instead of quoting request and response")
     label_mass: float = option(1.0, "share of the responses whose label mass is computed; 0: none", ge=0, le=1)
 
 
@@ -154,8 +165,8 @@ class EvaluateOptions(RowOptions):
     eval_samples: int = option(4, "sampled answers per question, beside the greedy one", ge=1)
 
 
-class SampleConfig(ModelOptions, SampleOptions):
-    """Sample several responses per prompt."""
+class SampleConfig(ModelOptions, SampleOptions, QuestionOptions):
+    """Sample several responses per prompt, and with --in-place judge them at once."""
 
     prompts: str = option("-", "prompts: JSONL, JSON, CSV, Parquet or text file, lab, or - for JSONL on stdin")
     out: str = option("-", "JSONL file to append to, - for stdout", changes_result=False)

@@ -96,7 +96,8 @@ def _round(
     _write_prompts(prompts, files["prompts"])
     common = {"model": current, "seed": seed}
     sample.run(_derive(SampleConfig, config, **common, prompts=files["prompts"], out=files["samples"]), console, model)
-    judge.run(_derive(JudgeConfig, config, **common, input=files["samples"], out=files["scored"]), console, model)
+    judging = _derive(JudgeConfig, config, **common, input=files["samples"], out=files["scored"])
+    judge.run(judging, console, model, scores_given=config.in_place)
     selection = select.run(_derive(SelectConfig, config, input=files["scored"], out=files["selected"]), console)
     if not selection["prompts"]:
         raise StepError(f"{folder}: no prompt gives a pair to train on; {_reasons(selection['dropped'])}")

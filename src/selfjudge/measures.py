@@ -91,3 +91,41 @@ class JudgedPairs:
     def _accuracy(self, chosen: NDArray[np.bool_]) -> dict[str, Any]:
         credits = stats.credit(np.asarray(self._differences)[chosen])
         return interval_of(credits, np.asarray(self._prompts)[chosen])
+
+
+def agreement_figures(pairs: Sequence[tuple[Example, Example]]) -> dict[str, Any]:
+    """How two judges rank the same responses: one pair of an example, scored in place and by the separate question.
+
+    Kendall's tau-b and the share of the same best response, means over prompts; where the right answer is known, how
+    often the best one is right. Repeated responses count once; prompts with a single or an unjudged one are left out.
+    """
+    ranked = [(_scores_by_text(one), _scores_by_text(other), one) for one, other in pairs]
+    usable = [(a, b, one) for a, b, one in ranked if len(a) > 1 and not math.isnan(sum([*a.values(), *b.values()]))]
+    taus = [stats.kendall_tau_b([*a.values()], [b[text] for text in a]) for a, b, _ in usable]
+    known = [(a, b, one) for a, b, one in usable if one.gold or one.reference is not None]
+    figures = {
+        "kendall_tau": interval_of([tau for tau in taus if not math.isnan(tau)]),
+        "same_best": interval_of([float(_best(a) == _best(b)) for a, b, _ in usable]),
+    }
+    if known:
+        figures["best_right_in_place"] = interval_of([_is_right(one, _best(a)) for a, _, one in known])
+        figures["best_right_separate"] = interval_of([_is_right(one, _best(b)) for _, b, one in known])
+    return figures
+
+
+def _scores_by_text(example: Example) -> dict[str, float]:
+    """The first of equal texts, in the order of the responses."""
+    scores: dict[str, float] = {}
+    for response, score in zip(example.responses, example.scores, strict=True):
+        scores.setdefault(response.text, score.log_odds)
+    return scores
+
+
+def _best(scores: dict[str, float]) -> str:
+    return max(scores, key=lambda text: scores[text])
+
+
+def _is_right(example: Example, text: str) -> float:
+    if example.gold is not None:
+        return float(any(example.responses[index].text == text for index in example.gold))
+    return float(text.strip() == str(example.reference).strip())

@@ -9,8 +9,8 @@ In memory are 8 bytes a prompt, where its record begins. The file has no name, s
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 from array import array
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -61,7 +61,7 @@ class PreferenceFile(Dataset[Preference]):
     def append(self, preference: Preference) -> None:
         """Raises StepError when the disk refuses."""
         values = (preference.id, preference.prompt_ids, preference.response_ids)
-        record = pickle.dumps((*values, preference.strengths, preference.ref_logps))
+        record = json.dumps((*values, preference.strengths, preference.ref_logps)).encode()  # NaN stays NaN
         try:
             write_all(self._descriptor, record)
         except OSError as error:
@@ -74,7 +74,8 @@ class PreferenceFile(Dataset[Preference]):
 
     def __getitem__(self, index: int) -> Preference:
         start, end = self._ends[index], self._ends[index + 1]
-        return Preference(*pickle.loads(os.pread(self._descriptor, end - start, start)))
+        key, prompt, responses, *numbers = json.loads(os.pread(self._descriptor, end - start, start))
+        return Preference(key, tuple(prompt), tuple(map(tuple, responses)), *map(tuple, numbers))
 
     def __iter__(self) -> Iterator[Preference]:
         return (self[index] for index in range(len(self)))

@@ -49,8 +49,11 @@ class Questions:
 
     def in_place(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
         """The conversation itself, the response as the assistant's turn, the question as the next turn."""
-        question = f"{self.questions[category]} {self.answer_format}"
-        return (*messages, Message("assistant", response), Message("user", question))
+        return (*messages, Message("assistant", response), Message("user", self.next_turn(category)))
+
+    def next_turn(self, category: str) -> str:
+        """The question by itself, behind a response of the same conversation."""
+        return f"{self.questions[category]} {self.answer_format}"
 
 
 def flatten(messages: tuple[Message, ...]) -> str:

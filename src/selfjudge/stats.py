@@ -125,6 +125,17 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * tail / 2**n)  # whole numbers up to the one division: exact for any n
 
 
+def kendall_tau_b(first: ArrayLike, second: ArrayLike) -> float:
+    """How far two scores (n,) rank alike: 1 the same order, -1 the reverse; NaN where one of them is constant or n < 2.
+
+    (concordant - discordant) / sqrt(pairs untied in the first * pairs untied in the second); a tie is never concordant.
+    """
+    one, other = _paired(first, second)
+    orders, others = np.sign(one[:, None] - one), np.sign(other[:, None] - other)  # (n, n)
+    untied = float((orders**2).sum() * (others**2).sum())
+    return float((orders * others).sum()) / math.sqrt(untied) if untied else math.nan
+
+
 def fit_temperature(chosen_scores: ArrayLike, rejected_scores: ArrayLike) -> float:
     """The T > 0 that minimises -mean log sigmoid((s_c - s_r) / T) over labelled pairs (n,), scores in nats.
 

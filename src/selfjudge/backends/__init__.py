@@ -82,12 +82,16 @@ class SampleRequest(NamedTuple):
 
 
 class SampleResult(NamedTuple):
-    """`prompt_ids` is the rendered prompt that the responses continue; `answers` to the follow-up, one per response."""
+    """`prompt_ids` is the rendered prompt that the responses continue; `answers` to the follow-up, one per response.
+
+    `from_cache` is False where the model's cache could not be continued and the answers were computed from the start.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     responses: tuple[Response, ...]
     answers: tuple[LabelResult, ...] = ()
+    from_cache: bool = True
 
 
 class Backend(Protocol):

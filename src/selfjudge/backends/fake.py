@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from selfjudge.backends import BackendOptions, LabelRequest, LabelResult, SampleRequest, SampleResult, Sampling
-from selfjudge.records import Response
+from selfjudge.records import Message, Response
 
 
 class FakeBackend:
@@ -43,7 +43,14 @@ class FakeBackend:
     def _sample(self, request: SampleRequest, sampling: Sampling) -> SampleResult:
         prompt = "".join(message.content for message in request.messages)
         responses = tuple(self._respond(sampling.stream(request.key, k)) for k in range(sampling.num_responses))
-        return SampleResult(request.key, tuple(prompt.encode()), responses)
+        answers = tuple(self._follow(request, response.text) for response in responses) if request.follow_up else ()
+        return SampleResult(request.key, tuple(prompt.encode()), responses, answers)
+
+    def _follow(self, request: SampleRequest, response: str) -> LabelResult:
+        """As the same question gets it from `label_logprobs` when it is put as the next turn."""
+        assert request.follow_up is not None
+        turns = (*request.messages, Message("assistant", response), Message("user", request.follow_up.question))
+        return self._answer(LabelRequest(request.key, lambda _: turns, response, request.follow_up.labels))
 
     def _respond(self, stream: int) -> Response:
         text = f"answer {stream % 7}"

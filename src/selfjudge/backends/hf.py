@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,24 +13,38 @@ from transformers import GenerationConfig
 
 from selfjudge.backends import (
     BackendOptions,
+    FollowUp,
     LabelRequest,
     LabelResult,
     SampleRequest,
     SampleResult,
     Sampling,
 )
-from selfjudge.backends.prompts import Asked, LabelIds, Prompt, Prompts
+from selfjudge.backends.prompts import Asked, LabelIds, Prompt, Prompts, Question
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
+from selfjudge.kv_cache import takes_rows
 from selfjudge.memory import TokenBudget, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model
 from selfjudge.records import Response
 from selfjudge.rendering import Renderer
 from selfjudge.rows import Branch, Row, tree_of
-from selfjudge.sampling import Drawn, draw
+from selfjudge.sampling import Running, draw, hidden_behind
 
 PLANNED_TOGETHER = 1024  # prompts sorted by length together: little waste, and an output about in the input's order
+POOL_BATCHES = 4  # what is sampled anew after an interruption; ended samples are replaced within a pool only
+MOST_SEQUENCES = 1024
+LOGITS_CPU = 1 << 23  # sequences x vocabulary of one step: larger ones leave the processor's caches and are slower
 CACHE_BYTES_CPU = 2 << 30
+
+
+class Ended(NamedTuple):
+    """A sample that is complete: its row in the batch, its place among the samples of its pool."""
+
+    row: int
+    place: int
+    prompt: Prompt
+    response: Response
 
 
 class HFBackend:
@@ -68,8 +82,10 @@ class HFBackend:
     @torch.no_grad()
     def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
         """See `Backend`. One packed row after the other; neighbours of one group share their prefix."""
-        asked = [self.prompts.ask(request) for request in requests]
-        groups = groupby(range(len(asked)), key=lambda i: (requests[i].group, asked[i].ids[0]))
+        return self._read([self.prompts.ask(request) for request in requests], [r.group for r in requests])
+
+    def _read(self, asked: Sequence[Asked], names: Sequence[str]) -> list[LabelResult]:
+        groups = groupby(range(len(asked)), key=lambda i: (names[i], asked[i].ids[0]))
         trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
         results: dict[int, LabelResult] = {}
         with RowForward(self.model, max((len(a.ids) for a in asked), default=1)) as forward:
@@ -102,64 +118,114 @@ class HFBackend:
     def generate(
         self, requests: Iterable[SampleRequest], sampling: Sampling, done: Container[str] = ()
     ) -> Iterator[list[SampleResult]]:
-        """See `Backend`. Batches are planned over windows of the requests, the same ones on a restart."""
+        """See `Backend`. Pools of batches are planned over windows of the requests, the same ones on a restart."""
         self.prompts.check(requests, sampling)
         remaining = iter(requests)
         while window := [self.prompts.of(request) for request in islice(remaining, PLANNED_TOGETHER)]:
-            for batch in self._plan(window, sampling):
-                if not all(prompt.request.key in done for prompt in batch):
-                    yield self._sample_batch(batch, sampling)
+            for pool, places in self._plan(window, sampling):
+                if not all(prompt.request.key in done for prompt in pool):
+                    yield from self._sample_pool(pool, places, sampling)
 
-    def _plan(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterable[list[Prompt]]:
-        batch: list[Prompt] = []
+    def _plan(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterable[tuple[list[Prompt], int]]:
+        """Pools of prompts, each with the number of sequences to sample at a time."""
+        pool: list[Prompt] = []
+        places = 0
         for prompt in sorted(prompts, key=lambda p: (len(p.ids), p.request.key)):
-            length = len(prompt.ids) + sampling.max_new_tokens
-            if batch and (len(batch) + 1) * sampling.num_responses > self._batch_limit(length):
-                yield batch
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield batch
+            fitting = self._batch_limit(len(prompt.ids) + sampling.max_new_tokens)
+            if pool and (len(pool) + 1) * sampling.num_responses > POOL_BATCHES * fitting:
+                yield pool, places
+                pool = []
+            pool.append(prompt)
+            places = fitting
+        if pool:
+            yield pool, places
 
     def _batch_limit(self, length: int) -> int:
-        """How many sequences of `length` tokens to sample at a time."""
+        """How many sequences of `length` tokens to sample at a time: as their cache and one step's logits allow."""
         if self.options.sample_batch:
             return self.options.sample_batch
         text = self.causal.config.get_text_config()
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        per_token = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize
-        return max(1, min(1024, self._cache_bytes() // (per_token * length)))
+        all_heads = getattr(text, "num_attention_heads", 0)  # none: its cache does not grow with the tokens
+        heads = getattr(text, "num_key_value_heads", None) or all_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // max(1, all_heads)
+        per_sequence = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize * length
+        most = MOST_SEQUENCES if self.device.type == "cuda" else LOGITS_CPU // self.head.weight.shape[0]
+        return max(1, min(MOST_SEQUENCES, most, self._cache_bytes() // max(1, per_sequence)))
 
     def _cache_bytes(self) -> int:
         if self.device.type != "cuda":
             return CACHE_BYTES_CPU
         return torch.cuda.get_device_properties(self.device).total_memory // 3
 
-    def _sample_batch(self, batch: Sequence[Prompt], sampling: Sampling) -> list[SampleResult]:
-        width = max(len(prompt.ids) for prompt in batch)
+    def _sample_pool(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[list[SampleResult]]:
+        """Samples `places` sequences at a time; yields prompts whose responses are all there, in the pool's order."""
+        found: dict[int, tuple[Response, LabelResult | None]] = {}
+        count, given = sampling.num_responses, 0
+        for running in self._draw(pool, places, sampling):
+            ended = list(self._ended(running, pool, count))
+            answers = dict(self._answers(running, [sample for sample in ended if sample.prompt.request.follow_up]))
+            found.update((sample.place, (sample.response, answers.get(sample.place))) for sample in ended)
+            ready: list[SampleResult] = []
+            while all(index in found for index in range(given * count, (given + 1) * count)):
+                drawn = [found.pop(index) for index in range(given * count, (given + 1) * count)]
+                ready.append(_result(pool[given], drawn, takes_rows(running.cache)))
+                given += 1
+            if ready:
+                yield ready
+
+    def _draw(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[Running]:
+        width = max(len(prompt.ids) for prompt in pool)
         pad = self.causal.generation_config.pad_token_id  # pyright: ignore[reportOptionalMemberAccess]
-        ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in batch], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in batch], device=self.device)
+        ids = torch.tensor([[pad] * (width - len(p.ids)) + p.ids for p in pool], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p.ids)) + [1] * len(p.ids) for p in pool], device=self.device)
+        streams = [[sampling.stream(p.request.key, k) for k in range(sampling.num_responses)] for p in pool]
         generate: Any = self.causal.generate
-        drawn: Drawn = generate(
+        return generate(
             ids,
             attention_mask=mask,
             generation_config=self._generation_config(sampling),
             custom_generate=draw,
-            streams=torch.tensor(
-                [[sampling.stream(p.request.key, k) for k in range(sampling.num_responses)] for p in batch],
-                device=self.device,
-            ),
+            streams=torch.tensor(streams, device=self.device),
+            places=places,
         )
-        rows = list(zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True))
-        count = sampling.num_responses
-        return [
-            SampleResult(
-                p.request.key, tuple(p.ids), tuple(self._response(*r) for r in rows[i * count : (i + 1) * count])
-            )
-            for i, p in enumerate(batch)
-        ]
+
+    def _ended(self, running: Running, pool: Sequence[Prompt], count: int) -> Iterator[Ended]:
+        rows = running.ended.nonzero()[:, 0]
+        parts = (rows, running.sample[rows], running.tokens[rows], running.length[rows], running.logprob[rows])
+        for row, place, drawn, length, logprob in zip(*(part.tolist() for part in parts), strict=True):
+            tokens = drawn[:length]
+            finished = tokens[-1] in self.ends
+            text = self.renderer.decode(tokens[:-1] if finished else tokens)
+            yield Ended(row, place, pool[place // count], Response(text, tuple(tokens), logprob, finished))
+
+    # Answers to follow-up questions
+
+    def _answers(self, running: Running, ended: Sequence[Ended]) -> Iterator[tuple[int, LabelResult]]:
+        """From the cache where it can be continued, else from the whole sequences once more."""
+        if not takes_rows(running.cache):
+            results = self._read([self._asked(sample) for sample in ended], [str(sample.place) for sample in ended])
+            yield from zip((sample.place for sample in ended), results, strict=True)
+            return
+        for follow_up in dict.fromkeys(_question(sample) for sample in ended):
+            question = self.prompts.question(follow_up)
+            remaining = (sample for sample in ended if _question(sample) == follow_up)
+            while chunk := list(islice(remaining, max(1, self.budget.tokens // (len(question.ids) + 1)))):
+                yield from self._continued(running, chunk, question)
+
+    def _continued(
+        self, running: Running, samples: Sequence[Ended], question: Question
+    ) -> Iterator[tuple[int, LabelResult]]:
+        rest = [[*_not_computed(sample.response), *question.ids] for sample in samples]
+        hidden = hidden_behind(self.causal, running, [sample.row for sample in samples], rest)
+        logprobs, mass = label_logprobs(self.head, hidden, question.label_ids)
+        for sample, values, total in zip(samples, logprobs.tolist(), mass.tolist(), strict=True):
+            yield sample.place, LabelResult(tuple(values), total, False)
+
+    def _asked(self, sample: Ended) -> Asked:
+        question = self.prompts.question(_question(sample))
+        response = sample.response.token_ids or ()
+        kept = response[:-1] if sample.response.finished else response
+        return Asked([*sample.prompt.ids, *kept, *question.ids], question.label_ids, truncated=False, with_mass=True)
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         own = self.causal.generation_config
@@ -174,8 +240,18 @@ class HFBackend:
             **(filters if sampling.temperature > 0 else {}),
         )
 
-    def _response(self, tokens: list[int], logprobs: list[float]) -> Response:
-        stop = next((i for i, token in enumerate(tokens) if token in self.ends), None)
-        kept = tokens if stop is None else tokens[: stop + 1]
-        text = self.renderer.decode(kept if stop is None else kept[:-1])
-        return Response(text, tuple(kept), sum(logprobs[: len(kept)]), finished=stop is not None)
+
+def _question(sample: Ended) -> FollowUp:
+    assert sample.prompt.request.follow_up is not None
+    return sample.prompt.request.follow_up
+
+
+def _not_computed(response: Response) -> tuple[int, ...]:
+    """The last token, which no forward pass has seen; an end token is left out, the question brings its own."""
+    return () if response.finished else (response.token_ids or ())[-1:]
+
+
+def _result(prompt: Prompt, drawn: Sequence[tuple[Response, LabelResult | None]], from_cache: bool) -> SampleResult:
+    responses = tuple(response for response, _ in drawn)
+    answers = tuple(answer for _, answer in drawn if answer is not None)
+    return SampleResult(prompt.request.key, tuple(prompt.ids), responses, answers, from_cache)

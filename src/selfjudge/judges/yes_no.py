@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from selfjudge.backends import Backend, LabelRequest, LabelResult, Messages
+from selfjudge.backends import Backend, FollowUp, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
 from selfjudge.questions import Questions
 from selfjudge.readers import hash_share
@@ -46,8 +46,13 @@ class YesNo:
         return self.render(example.messages, text, str(example.category))
 
     def _with_scores(self, example: Example, results: dict[str, LabelResult]) -> Example:
-        scores = [_score(results[response.text]) for response in example.responses]
+        scores = [score_of(results[response.text]) for response in example.responses]
         return replace(example, scores=tuple(scores))
+
+
+def follow_up(questions: Questions, example: Example) -> FollowUp:
+    """The question in place, for a backend to put behind each response that it samples."""
+    return FollowUp(questions.next_turn(str(example.category)), (questions.yes, questions.no))
 
 
 def _distinct(example: Example) -> list[str]:
@@ -55,6 +60,7 @@ def _distinct(example: Example) -> list[str]:
     return list(dict.fromkeys(response.text for response in example.responses))
 
 
-def _score(result: LabelResult) -> Score:
+def score_of(result: LabelResult) -> Score:
+    """Log-odds of Yes against No, with the label mass."""
     yes, no = result.logprobs
     return Score(yes - no, result.mass, result.truncated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from selfjudge.config import JudgeConfig
@@ -12,7 +13,8 @@ from selfjudge.console import Console
 from selfjudge.errors import DataError
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
-from selfjudge.measures import JudgedPairs, Measure, pair_differences
+from selfjudge.judges.yes_no import YesNo
+from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
 from selfjudge.questions import load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_meta
@@ -22,8 +24,11 @@ LITTLE_MASS = 0.1
 JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
 
 
-def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -> Summary:
-    """Judges every row that has no score yet; returns the summary of all rows."""
+def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, scores_given: bool = False) -> Summary:
+    """Judges every row that has no score yet; returns the summary of all rows.
+
+    `scores_given`: the rows hold the scores that sampling wrote; they are passed on.
+    """
     with read_scorable(config.input, ("responses",), config.limit) as examples:
         if config.judge == "oracle":
             check_references(examples, config.input)
@@ -31,16 +36,22 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None) -
             if output.finished:
                 return output.summary
             with OpenModel(console.say) as own:
-                judge = make_judge(config, model or own, config.judge, config.seed)
-                output.finish(_judge(examples, judge, output, console).summary())
+                opened = model or own
+                judge = list if scores_given else make_judge(config, opened, config.judge, config.seed)
+                asked_twice = config.compare_separate if config.in_place and not scores_given else 0
+                comparison = SeparateComparison(examples, asked_twice)
+                figures = _judge(examples, judge, output, console, comparison)
+                output.finish(figures.summary() | comparison.summary(config, opened))
             _warn_of_little_mass(output.summary["mean_label_mass"], console)
             return output.summary
 
 
-def _judge(examples: Source, judge: Judge, output: StepOutput, console: Console) -> JudgeFigures:
+def _judge(
+    examples: Source, judge: Judge, output: StepOutput, console: Console, comparison: SeparateComparison
+) -> JudgeFigures:
     figures = JudgeFigures()
     for row in earlier_rows(output):
-        figures.add(Example.from_json(row))
+        figures.add(comparison.seen(Example.from_json(row)))
     with console.progress("judge", len(examples), len(output.done_ids)) as bar:
         for group in groups_of(examples, JUDGED_TOGETHER):
             if all(example.id in output.done_ids for example in group):
@@ -48,9 +59,30 @@ def _judge(examples: Source, judge: Judge, output: StepOutput, console: Console)
             new = [scored for scored in judge(group) if scored.id not in output.done_ids]
             output.append(example.to_json() for example in new)
             for example in new:
-                figures.add(example)
+                figures.add(comparison.seen(example))
             bar.update(len(new))
     return figures
+
+
+class SeparateComparison:
+    """How the ranking of examples judged in place agrees with the separate question, on the first `count` of a step."""
+
+    def __init__(self, examples: Iterable[Example], count: int) -> None:
+        self._first = {example.id for example in islice(examples, count)}
+        self._in_place: list[Example] = []
+
+    def seen(self, example: Example) -> Example:
+        """Passes a judged example on; keeps it where it is among the first."""
+        if example.id in self._first:
+            self._in_place.append(example)
+        return example
+
+    def summary(self, config: Any, model: OpenModel) -> Summary:
+        """Asks the separate question about the examples that were kept; nothing where there are none."""
+        if not self._in_place:
+            return {}
+        separate = YesNo(model.get(config), load_questions(config.questions))(self._in_place)
+        return {"agreement": agreement_figures(list(zip(self._in_place, separate, strict=True)))}
 
 
 def _warn_of_little_mass(mass: float | None, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Prompts -> K responses each, with their token ids and the sampler's own log-probabilities."""
+"""Prompts -> K responses each, with their token ids and log-probabilities; in place, with the model's judgement too."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from selfjudge.backends import Backend, SampleRequest, SampleResult, Sampling
+from selfjudge.categories import WithCategories
 from selfjudge.config import SampleConfig
 from selfjudge.console import Console
 from selfjudge.inputs import Source, read_prompts
+from selfjudge.judges.yes_no import follow_up, score_of
+from selfjudge.questions import Questions, load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, earlier_rows, step_meta
+from selfjudge.steps.judge import SeparateComparison
 from selfjudge.store import StepOutput, open_output
+
+COMPUTED_AGAIN = (
+    "sample: the cache of this model (a sliding window or a state) cannot be continued row by row; the responses to {} "
+    "prompts were computed once more to be judged"
+)
 
 
 def run(config: SampleConfig, console: Console, model: OpenModel | None = None) -> Summary:
@@ -23,37 +32,54 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
         OpenModel(console.say) as own,
     ):
         if not output.finished:
-            figures = _sample(config, prompts, output, (model or own).get(config), console)
-            output.finish(figures.summary())
+            opened = model or own
+            comparison = SeparateComparison(prompts, config.compare_separate if config.in_place else 0)
+            figures = _sample(config, prompts, output, opened.get(config), console, comparison)
+            output.finish(figures.summary() | comparison.summary(config, opened))
         return output.summary
 
 
 def _sample(
-    config: SampleConfig, prompts: Source, output: StepOutput, backend: Backend, console: Console
+    config: SampleConfig,
+    prompts: Source,
+    output: StepOutput,
+    backend: Backend,
+    console: Console,
+    comparison: SeparateComparison,
 ) -> SampleFigures:
-    figures = SampleFigures()
+    figures, computed_again = SampleFigures(), 0
     for row in earlier_rows(output):
-        figures.add(Example.from_json(row))
-    waiting = ReadAhead(prompt for prompt in prompts if prompt.id not in output.done_ids)
-    drawn = backend.generate(Requests(prompts), sampling(config, config.num_responses), output.done_ids)
+        figures.add(comparison.seen(Example.from_json(row)))
+    known = WithCategories(backend, prompts) if config.in_place else prompts
+    requests = Requests(known, load_questions(config.questions) if config.in_place else None)
+    waiting = ReadAhead(prompt for prompt in known if prompt.id not in output.done_ids)
+    drawn = backend.generate(requests, sampling(config, config.num_responses), output.done_ids)
     with console.progress("sample", len(prompts), len(output.done_ids), "prompt") as bar:
         for results in drawn:
             new = [_sampled(waiting.take(r.key), r) for r in results if r.key not in output.done_ids]
             output.append(example.to_json() for example in new)
             for example in new:
-                figures.add(example)
+                figures.add(comparison.seen(example))
+            computed_again += sum(not result.from_cache for result in results)
             bar.update(len(new))
+    if computed_again:
+        console.say(COMPUTED_AGAIN.format(computed_again))
     return figures
 
 
 class Requests:
-    """Prompts as requests, made anew each time they are gone through."""
+    """Prompts as requests, made anew whenever they are gone through; with a question behind each response."""
 
-    def __init__(self, prompts: Iterable[Example]) -> None:
+    def __init__(self, prompts: Iterable[Example], in_place: Questions | None) -> None:
         self.prompts = prompts
+        self.in_place = in_place
 
     def __iter__(self) -> Iterator[SampleRequest]:
-        return (SampleRequest(prompt.id, prompt.messages) for prompt in self.prompts)
+        return map(self._request, self.prompts)
+
+    def _request(self, prompt: Example) -> SampleRequest:
+        question = None if self.in_place is None else follow_up(self.in_place, prompt)
+        return SampleRequest(prompt.id, prompt.messages, question)
 
 
 class ReadAhead:
@@ -81,7 +107,8 @@ def sampling(config: Any, num_responses: int) -> Sampling:
 
 
 def _sampled(prompt: Example, result: SampleResult) -> Example:
-    return replace(prompt, prompt_ids=result.prompt_ids, responses=result.responses)
+    scores = tuple(score_of(answer) for answer in result.answers)
+    return replace(prompt, prompt_ids=result.prompt_ids, responses=result.responses, scores=scores)
 
 
 @dataclass

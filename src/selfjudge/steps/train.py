@@ -24,7 +24,7 @@ from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.forward import causal_lm
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.losses import loss_options
-from selfjudge.memory import tokens_per_row
+from selfjudge.memory import free_bytes, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
 from selfjudge.readers import hash_share
@@ -33,12 +33,14 @@ from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
 from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
 from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
+from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
 CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
 COMPLETE = "complete"
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # whose activations are kept for one backward pass
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
+FREE_SHARE = 0.8  # of the free memory, for a backward pass that the memory limits; allocators waste some
 TARGET_LOSSES = ("irepo", "soft-bce")
 
 
@@ -241,8 +243,8 @@ def _optimise(
     console: Console,
 ) -> dict[str, Any]:
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    longest = max(train[index].tree.num_tokens for index in range(len(train)))
-    arguments = _arguments(config, policy, out, steps, longest, len(validation) > 0)
+    micro_batch = _micro_batch(config, policy, train, console)
+    arguments = _arguments(config, policy, out, steps, micro_batch, len(validation) > 0)
     with console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
@@ -279,15 +281,14 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _arguments(
-    config: TrainConfig, policy: Policy, out: Path, steps: int, longest: int, validates: bool
+    config: TrainConfig, policy: Policy, out: Path, steps: int, micro_batch: int, validates: bool
 ) -> TrainingArguments:
     """Warm-up is rounded down: its first step has learning rate 0 and must not be the only one."""
     on_cpu = policy.model.device.type == "cpu"
-    micro = config.micro_batch or _divisor(config.batch_size, TOKENS_AT_ONCE["cpu" if on_cpu else "cuda"] // longest)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // micro,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=config.batch_size // micro_batch,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
@@ -311,9 +312,28 @@ def _arguments(
     return arguments
 
 
-def _divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` up to `limit`, at least 1."""
-    return max(divisor for divisor in range(1, max(limit, 1) + 1) if number % divisor == 0)
+def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
+    """Prompts of one backward pass, as many as the memory takes; says what the training will need."""
+    sizes = array("Q", (train[index].tree.num_tokens for index in range(len(train))))
+    by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
+    memory = training_memory(policy, train[by_size[len(by_size) // 2]])
+    device, free = causal_lm(policy.model).device, free_bytes(causal_lm(policy.model).device)
+    fitting = min(TOKENS_AT_ONCE[device.type], memory.tokens(FREE_SHARE * free)) // sizes[by_size[-1]]
+    falling = _divisors(config.batch_size, config.micro_batch or fitting)
+    micro_batch = falling[0]
+    if device.type == "cuda":
+        largest = [train[index] for index in by_size[: -micro_batch - 1 : -1]]
+        micro_batch = tried_micro_batch(policy, largest, falling, memory.optimizer, console.say)
+    tokens = sum(sizes[index] for index in by_size[-micro_batch:])
+    console.say(f"train: about {memory.describe(tokens)} of memory")
+    if memory.peak(tokens) - memory.weights > free:
+        console.say(f"train: only {free / GIB:.2f} GiB are free; --gradient-checkpointing or --lora-rank need less")
+    return micro_batch
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    """The divisors of `number` up to `limit`, at least 1, falling."""
+    return [divisor for divisor in range(max(limit, 1), 0, -1) if number % divisor == 0]
 
 
 def _figures(path: Path, steps: int) -> dict[str, Any]:
