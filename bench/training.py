@@ -32,13 +32,13 @@ from selfjudge.forward import causal_lm
 from selfjudge.memory import tokens_per_row
 from selfjudge.models import ModelSource, load_model
 from selfjudge.preferences import Preference
+from selfjudge.steps.train import TOKENS_AT_ONCE
 from selfjudge.trainer import Objective, Policy, PreferenceTrainer, without_adapter
 
 BETA = 0.1
 RANK, ALPHA = 16, 32
 LEARNING_RATE = 1e-4
 ADAPTER_SIZE = 0.05
-TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # in a backward pass of `selfjudge train`
 TRL_DEFAULTS = "TRL, defaults"
 TRL_TUNED = "TRL, tuned"
 OURS = "selfjudge"

@@ -49,8 +49,8 @@ class Segments:
 
     batches: list[TreeBatch]
     large: list[TreeSpan]
-    order: Tensor
-    """(S,) where each token of the row stands among the outputs of all batches, then all large trees."""
+    order: Tensor | None
+    """(S,) where each token of the row stands among the outputs of all batches, then all large trees; None: in order."""
 
 
 def unsupported(config: PretrainedConfig, longest: int) -> str | None:
@@ -96,7 +96,8 @@ def segments(row: Row, device: torch.device, dtype: torch.dtype) -> Segments:
     batches = [_batch(trees, device, dtype) for trees in by_size.values()]
     positions = [batch.index[batch.valid] for batch in batches]
     positions += [torch.arange(tree.prefix.start, _stop(tree), device=device) for tree in large]
-    return Segments(batches, large, torch.cat(positions).argsort())
+    order = torch.cat(positions).argsort() if batches else None  # large trees alone stand in the row's order
+    return Segments(batches, large, order)
 
 
 def _stop(tree: TreeSpan) -> int:
@@ -145,7 +146,8 @@ def attend(
     queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))  # (S, H, D)
     outputs = [_attend_batch(batch, queries, keys, values, scaling)[batch.valid] for batch in segments.batches]
     outputs += [_attend_large(tree, query, key, value, scaling) for tree in segments.large]
-    return torch.cat(outputs)[segments.order][None], None
+    output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return (output if segments.order is None else output[segments.order])[None], None
 
 
 def _attend_batch(batch: TreeBatch, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -196,15 +198,15 @@ class _MergedAttention(torch.autograd.Function):
             parts = query[:, :, queries], key[:, :, keys], value[:, :, keys]
             return _flash(*parts, is_causal=causal, scale=scaling)  # ((1, H, Q, D), (1, H, Q))
 
-        prefix, *branches = spans
-        behind = slice(prefix.stop, None)
-        out, lse = attend(prefix, prefix, True)
+        prefix, behind = spans[0], slice(spans[0].stop, None)
+        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3]).transpose(1, 2)
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for span in spans:
+            out[:, :, span], lse[:, :, span] = attend(span, span, True)
         shared_out, shared_lse = attend(behind, prefix, False)
-        own = [attend(branch, branch, True) for branch in branches]
-        own_out, own_lse = torch.cat([o for o, _ in own], 2), torch.cat([s for _, s in own], 2)
-        share = torch.sigmoid(own_lse - shared_lse)[..., None].to(out.dtype)
-        out = torch.cat([out, torch.lerp(shared_out, own_out, share)], 2)
-        lse = torch.cat([lse, torch.logaddexp(shared_lse, own_lse)], 2)
+        share = torch.sigmoid(shared_lse - lse[:, :, behind])[..., None].to(out.dtype)
+        out[:, :, behind].lerp_(shared_out, share)
+        torch.logaddexp(lse[:, :, behind], shared_lse, out=lse[:, :, behind])
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.spans, ctx.scaling = spans, scaling
         return out
