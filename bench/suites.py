@@ -133,25 +133,6 @@ def full() -> Suite:
     )
 
 
-_SCORING_BARS.items() for case in _scoring_cases(shape, bars)],
-            "sampling": [
-                sampling_case(Sampling("18M", 16, 64, 128), 1.4),
-                sampling_case(Sampling("18M", 16, 64, 256), 1.0, MEAN_RESPONSE),
-                sampling_case(Sampling("18M, 128k", 8, 64, 64), 1.0),
-                sampling_case(Sampling("125M", 8, 64, 64), 1.0),
-                sampling_case(Sampling("125M", 8, 64, 256), 1.0, MEAN_RESPONSE),
-                sampling_case(Sampling("125M, 128k", 8, 64, 32), 1.0),
-            ],
-            "training": [
-                *(_training_cases("18M", at_least=3.0, all_pairs=4.0)),
-                training_case(Training("18M, 128k", 4, 64, 200, steps=1), 1.0),
-                *(_training_cases("125M", at_least=1.2, all_pairs=4.0)),
-            ],
-            "rounds": [round_case(Round("18M", 32, 64, 64)), round_case(Round("125M", 8, 64, 48))],
-        },
-    )
-
-
 _SCORING_BARS = {"18M": (2.5, 4.0), "18M, 128k": (0, 0), "125M": (1.25, 2.0), "125M, 128k": (0, 0)}
 """Bars against the reference's way with short and with long prompts."""
 
