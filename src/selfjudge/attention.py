@@ -50,7 +50,7 @@ class Segments:
     batches: list[TreeBatch]
     large: list[TreeSpan]
     order: Tensor | None
-    """(S,) where each token of the row stands among the outputs of the batches, then the large trees; None: in order."""
+    """(S,) where each token of the row stands among the outputs of the batches, then the large trees; None: as is."""
 
 
 def unsupported(config: PretrainedConfig, longest: int) -> str | None:
