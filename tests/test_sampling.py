@@ -19,7 +19,7 @@ from selfjudge.backends import BackendOptions, FollowUp, SampleRequest, SampleRe
 from selfjudge.backends.hf import HFBackend
 from selfjudge.errors import DataError, ModelError
 from selfjudge.records import Message, Response
-from selfjudge.sampling import choose, inverse_cdf, uniforms
+from selfjudge.sampling import Pool, Running, choose, inverse_cdf, uniforms
 from selfjudge.trainer import Objective, Policy, Preference
 
 FOUR = ("llama", "qwen2", "gpt2", "phi")
@@ -296,6 +296,38 @@ def test_logprobs_are_those_of_the_trainer(model_folder: Callable[..., str], tmp
     assert policy.forward.unpacked_because is None
     assert logprobs(results) == pytest.approx(computed, abs=1e-4)
     assert min(logprobs(results)) < -5
+
+
+def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a step with more than `rows` sequences fail as a GPU does."""
+    advance = Pool.advance
+
+    def limited(pool: Pool, running: Running) -> None:
+        if len(running.ended) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        advance(pool, running)
+
+    monkeypatch.setattr(Pool, "advance", limited)
+
+
+def test_less_at_a_time_where_memory_runs_out(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    """Every prompt once, with the samples of a run that had enough; what fits is found once and kept."""
+    sampling, said = Sampling(num_responses=3, temperature=0.7, max_new_tokens=10), list[str]()
+    expected = sample(backend(model_folder("llama")), sampling)
+    model = backend(model_folder("llama"), say=said.append, sample_batch=12)
+    out_of_memory_above(6, monkeypatch)
+    results = sample(model, sampling)
+    assert [result.key for result in results] == [result.key for result in expected]
+    assert tokens(results) == tokens(expected)
+    assert said == ["out of memory with 12 sequences at a time; going on with 6"]
+    assert tokens(sample(model, sampling)) == tokens(expected)
+    assert len(said) == 1
+
+
+def test_responses_to_one_prompt_that_do_not_fit(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    out_of_memory_above(2, monkeypatch)
+    with pytest.raises(ModelError, match="out of memory sampling 3 responses to one prompt; lower --num-responses"):
+        sample(backend(model_folder("llama")), Sampling(num_responses=3, max_new_tokens=10))
 
 
 def test_ends(model_folder: Callable[..., str], tmp_path: Path):

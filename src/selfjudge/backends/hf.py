@@ -8,6 +8,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -21,6 +22,7 @@ from selfjudge.backends import (
     Sampling,
 )
 from selfjudge.backends.prompts import Asked, LabelIds, Prompt, Prompts, Question
+from selfjudge.errors import ModelError
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import label_logprobs, output_head
 from selfjudge.kv_cache import takes_rows
@@ -68,6 +70,7 @@ class HFBackend:
             min(options.max_length or 1 << 30, context_length(self.model)),
         )
         self.budget = TokenBudget(options.token_budget or tokens_per_row(self.causal), options.say)
+        self.most_sequences = MOST_SEQUENCES
         self._unpacked_said = False
 
     def close(self) -> None:
@@ -143,14 +146,14 @@ class HFBackend:
     def _batch_limit(self, length: int) -> int:
         """How many sequences of `length` tokens to sample at a time: as their cache and one step's logits allow."""
         if self.options.sample_batch:
-            return self.options.sample_batch
+            return min(self.most_sequences, self.options.sample_batch)
         text = self.causal.config.get_text_config()
         all_heads = getattr(text, "num_attention_heads", 0)  # none: its cache does not grow with the tokens
         heads = getattr(text, "num_key_value_heads", None) or all_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // max(1, all_heads)
         per_sequence = 2 * text.num_hidden_layers * heads * width * self.causal.dtype.itemsize * length
-        most = MOST_SEQUENCES if self.device.type == "cuda" else LOGITS_CPU // self.head.weight.shape[0]
-        return max(1, min(MOST_SEQUENCES, most, self._cache_bytes() // max(1, per_sequence)))
+        most = self.most_sequences if self.device.type == "cuda" else LOGITS_CPU // self.head.weight.shape[0]
+        return max(1, min(self.most_sequences, most, self._cache_bytes() // max(1, per_sequence)))
 
     def _cache_bytes(self) -> int:
         if self.device.type != "cuda":
@@ -158,7 +161,33 @@ class HFBackend:
         return torch.cuda.get_device_properties(self.device).total_memory // 3
 
     def _sample_pool(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[list[SampleResult]]:
-        """Samples `places` sequences at a time; yields prompts whose responses are all there, in the pool's order."""
+        """Samples `places` sequences at a time; with half of them, for good, where memory runs out."""
+        given = 0
+        while given < len(pool):
+            try:
+                for ready in self._sample_at_once(pool[given:], places, sampling):
+                    given += len(ready)
+                    yield ready
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if places <= sampling.num_responses:
+                    raise ModelError(
+                        f"out of memory sampling {sampling.num_responses} responses to one prompt; lower "
+                        "--num-responses, --max-new-tokens or --max-length"
+                    ) from error
+            if given < len(pool):
+                places = self._fewer(places)
+
+    def _fewer(self, places: int) -> int:
+        gc.collect()
+        clear_device_cache()
+        self.most_sequences = places // 2
+        self.options.say(f"out of memory with {places} sequences at a time; going on with {self.most_sequences}")
+        return self.most_sequences
+
+    def _sample_at_once(self, pool: Sequence[Prompt], places: int, sampling: Sampling) -> Iterator[list[SampleResult]]:
+        """Yields prompts whose responses are all there, in the pool's order."""
         found: dict[int, tuple[Response, LabelResult | None]] = {}
         count, given = sampling.num_responses, 0
         for running in self._draw(pool, places, sampling):
