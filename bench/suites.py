@@ -121,14 +121,13 @@ def full() -> Suite:
                 sampling_case(Sampling("18M", 12, 64, 256), 1.0, MEAN_RESPONSE),
                 sampling_case(Sampling("18M, 128k", 8, 64, 32), 1.0),
                 sampling_case(Sampling("125M", 8, 64, 32), 1.0),
-                sampling_case(Sampling("125M, 128k", 4, 64, 16), 1.0),
             ],
             "training": [
                 *(_training_cases("18M", prompts=4, at_least=3.0, all_pairs=4.0)),
                 training_case(Training("18M, 128k", 2, 64, 200, steps=1), 1.0),
                 *(_training_cases("125M", prompts=2, at_least=1.2, all_pairs=4.0)),
             ],
-            "rounds": [round_case(Round("18M", 32, 64, 64)), round_case(Round("125M", 4, 64, 24))],
+            "rounds": [round_case(Round("18M", 32, 64, 64))],
         },
     )
 
@@ -139,10 +138,8 @@ _SCORING_BARS = {"18M": (2.5, 4.0), "18M, 128k": (0, 0), "125M": (1.25, 2.0), "1
 
 def _scoring_cases(shape: str, bars: tuple[float, float]) -> list[Case]:
     share, prompts = (0.65, 2) if shape == "125M" else (0.0, 4 if shape == "18M" else 1)
-    return [
-        scoring_case(Scoring(shape, prompts, 64, 200), bars[0], share),
-        scoring_case(Scoring(shape, max(1, prompts // 2), 800, 130), bars[1], share),
-    ]
+    short = scoring_case(Scoring(shape, prompts, 64, 200), bars[0], share)
+    return [short, scoring_case(Scoring(shape, prompts // 2, 800, 130), bars[1], share)] if prompts > 1 else [short]
 
 
 def _training_cases(shape: str, prompts: int, at_least: float, all_pairs: float) -> list[Case]:
