@@ -1,4 +1,4 @@
-"""Time and memory as the number of prompts grows: `python -m bench.growth` (about ten minutes; `1000 10000` for less).
+"""Time and memory as the number of prompts grows: `python -m bench.growth` (a few minutes; `1000 10000` for less).
 
 Every command runs in a process of its own, with the backend that has no model, so that what is measured is the way of
 the rows. Memory is the peak of the resident set beyond that of the same command on ten rows: what the rows take.

@@ -18,7 +18,7 @@ from bench.ways import counted
 MEAN_RESPONSE = 64.0
 KINDS = ("scoring", "sampling", "training", "rounds")
 SMALL_SCORING = (scoring.REFERENCE, scoring.ONE_BY_ONE, scoring.PADDED, scoring.OURS, LIMIT)
-SMALL_SAMPLING = (sampling.ONE_BY_ONE, sampling.BATCHED, sampling.CONTINUOUS, sampling.OURS, LIMIT)
+SMALL_SAMPLING = (sampling.BATCHED, sampling.OURS, LIMIT)
 SMALL_TRAINING = (training.TRL_TUNED, training.OURS, LIMIT)
 
 

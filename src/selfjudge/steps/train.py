@@ -325,7 +325,7 @@ def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference],
         largest = [train[index] for index in by_size[: -micro_batch - 1 : -1]]
         micro_batch = tried_micro_batch(policy, largest, falling, memory.optimizer, console.say)
     tokens = sum(sizes[index] for index in by_size[-micro_batch:])
-    console.say(f"train: about {memory.describe(tokens)} of memory")
+    console.say(f"train: needs about {memory.describe(tokens)}")
     if memory.peak(tokens) - memory.weights > free:
         console.say(f"train: only {free / GIB:.2f} GiB are free; --gradient-checkpointing or --lora-rank need less")
     return micro_batch
