@@ -123,9 +123,15 @@ def full() -> Suite:
                 sampling_case(Sampling("125M", 8, 64, 32), 1.0),
             ],
             "training": [
-                *(_training_cases("18M", prompts=4, at_least=3.0, all_pairs=4.0)),
-                training_case(Training("18M, 128k", 2, 64, 200, steps=1), 1.0),
-                *(_training_cases("125M", prompts=2, at_least=1.2, all_pairs=4.0)),
+                training_case(Training("125M", 2, 64, 200, steps=1), 1.2),
+                training_case(Training("125M", 1, 800, 130, steps=1), 1.2, ways=SMALL_TRAINING),
+                training_case(Training("18M", 4, 64, 200, steps=1), 3.0),
+                training_case(Training("18M", 2, 800, 130, steps=1), 3.0, ways=SMALL_TRAINING),
+                *(
+                    training_case(Training(shape, 1, 64, 200, num_responses=4, steps=1), 4.0, ways=SMALL_TRAINING)
+                    for shape in ("18M", "125M")
+                ),
+                training_case(Training("18M, 128k", 2, 64, 200, steps=1), 1.0, ways=SMALL_TRAINING),
             ],
             "rounds": [round_case(Round("18M", 32, 64, 64))],
         },
@@ -140,14 +146,6 @@ def _scoring_cases(shape: str, bars: tuple[float, float]) -> list[Case]:
     share, prompts = (0.65, 2) if shape == "125M" else (0.0, 4 if shape == "18M" else 1)
     short = scoring_case(Scoring(shape, prompts, 64, 200), bars[0], share)
     return [short, scoring_case(Scoring(shape, prompts // 2, 800, 130), bars[1], share)] if prompts > 1 else [short]
-
-
-def _training_cases(shape: str, prompts: int, at_least: float, all_pairs: float) -> list[Case]:
-    return [
-        training_case(Training(shape, prompts, 64, 200, steps=1), at_least),
-        training_case(Training(shape, prompts // 2, 800, 130, steps=1), at_least),
-        training_case(Training(shape, 1, 64, 200, num_responses=4, steps=1), all_pairs),
-    ]
 
 
 def gpu() -> Suite:
