@@ -160,7 +160,7 @@ def test_a_long_response_loses_its_middle(model_folder: Callable[..., str], temp
     assert "w998 w999" in prompt
     assert " [...] " in prompt
     assert "Is it true?" in prompt
-    assert QUESTIONS.questions["math"] in prompt
+    assert QUESTIONS.question("math") in prompt
     assert prompt.endswith(model.renderer.text(short.render("w0"))[-40:])
     found = model.label_logprobs([short, long])
     assert [result.truncated for result in found] == [False, True]

@@ -45,8 +45,8 @@ def example(*texts: str, category: str | None = "math", reference: str | None = 
 def test_yes_no_arithmetic():
     """P = .6 and .2: log 3, mass .8; .1 and .4: -log 4, mass .5."""
     backend = Scripted({"4": (0.6, 0.2), "5": (0.1, 0.4), "long": (0.5, 0.5)})
-    scored = JUDGES["yes-no"](JudgeSetup(backend))([example("5", "4", "long")])[0]
-    assert [score.log_odds for score in scored.scores] == pytest.approx([-math.log(4), math.log(3), 0])
+    scored = JUDGES["yes-no"].make(JudgeSetup((backend,)))([example("5", "4", "long")])[0]
+    assert [score.value for score in scored.scores] == pytest.approx([-math.log(4), math.log(3), 0])
     assert [score.label_mass for score in scored.scores] == pytest.approx([0.5, 0.8, 1.0])
     assert [score.truncated for score in scored.scores] == [False, False, True]
     assert replace(scored, scores=()) == example("5", "4", "long")
@@ -57,16 +57,16 @@ def test_label_mass_of_a_share(share: float, low: int, high: int):
     """Of 400 responses, about a quarter; which ones depends on the row and the text alone."""
     texts = [str(number) for number in range(400)]
     backend = Scripted(dict.fromkeys(texts, (0.6, 0.2)))
-    JUDGES["yes-no"](JudgeSetup(backend, mass_share=share))([example(*texts)])
+    JUDGES["yes-no"].make(JudgeSetup((backend,), mass_share=share))([example(*texts)])
     chosen = {request.text for request in backend.asked if request.with_mass}
     assert low <= len(chosen) <= high
-    JUDGES["yes-no"](JudgeSetup(again := Scripted(backend.answers), mass_share=share))([example(*texts[200:])])
+    JUDGES["yes-no"].make(JudgeSetup((again := Scripted(backend.answers),), mass_share=share))([example(*texts[200:])])
     assert {request.text for request in again.asked if request.with_mass} == chosen & set(texts[200:])
 
 
 def test_yes_no_asks_once_for_repeated_responses():
     backend = Scripted({"4": (0.6, 0.2), "5": (0.1, 0.4)})
-    scored = JUDGES["yes-no"](JudgeSetup(backend))([example("4", "5", "4", "4")])[0]
+    scored = JUDGES["yes-no"].make(JudgeSetup((backend,)))([example("4", "5", "4", "4")])[0]
     assert [request.text for request in backend.asked] == ["4", "5"]
     assert scored.scores[0] == scored.scores[2] == scored.scores[3] != scored.scores[1]
 
@@ -76,11 +76,11 @@ def test_yes_no_asks_the_question_of_the_category():
     for in_place, turns in ((False, 1), (True, 3)):
         backend = Scripted({"4": (0.5, 0.5)})
         examples = [replace(example("4", category=name), id=name) for name in CATEGORIES]
-        JUDGES["yes-no"](JudgeSetup(backend, questions, in_place))(examples)
+        JUDGES["yes-no"].make(JudgeSetup((backend,), questions, in_place))(examples)
         for name, request in zip(CATEGORIES, backend.asked, strict=True):
             messages = request.render(request.text)
             assert len(messages) == turns
-            assert questions.questions[name] in messages[-1].content
+            assert questions.question(name) in messages[-1].content
             assert request.labels == (questions.yes, questions.no)
 
 
@@ -92,10 +92,11 @@ def test_braces_in_a_response_are_text():
 def test_yes_no_finds_missing_categories_first():
     """The letters' probabilities choose `code`; an example with its category is not asked about."""
     backend = Scripted({ASK[0].content: (0.1, 0.5, 0.2, 0.1), "4": (0.5, 0.5)})
-    scored = JUDGES["yes-no"](JudgeSetup(backend))([example("4", category=None), replace(example("4"), id="e2")])
+    judge = JUDGES["yes-no"].make(JudgeSetup((backend,)))
+    scored = judge([example("4", category=None), replace(example("4"), id="e2")])
     assert [result.category for result in scored] == ["code", "math"]
     assert [len(request.labels) for request in backend.asked] == [4, 2, 2]
-    assert load_questions().questions["code"] in backend.asked[1].render("4")[-1].content
+    assert load_questions().question("code") in backend.asked[1].render("4")[-1].content
 
 
 @pytest.mark.parametrize("index", range(4))
@@ -120,33 +121,31 @@ def test_classify_with_a_model(model_folder: Callable[..., str]):
 
 
 def test_oracle():
-    scored = JUDGES["oracle"](JudgeSetup())([example("4", " 4\n", "5", reference="4")])[0]
-    assert [score.log_odds for score in scored.scores] == [5, 5, -5]
+    scored = JUDGES["oracle"].make(JudgeSetup())([example("4", " 4\n", "5", reference="4")])[0]
+    assert [score.value for score in scored.scores] == [5, 5, -5]
     with pytest.raises(DataError, match="e1: the oracle judge needs a `reference`"):
-        JUDGES["oracle"](JudgeSetup())([example("4")])
+        JUDGES["oracle"].make(JudgeSetup())([example("4")])
 
 
 def test_random_is_a_function_of_seed_example_and_text():
-    first = JUDGES["random"](JudgeSetup(seed=1))([example("4", "5", "4")])[0].scores
-    again = JUDGES["random"](JudgeSetup(seed=1))([example("5", "4")])[0].scores
-    assert first[0].log_odds == first[2].log_odds == again[1].log_odds
-    other_seed = JUDGES["random"](JudgeSetup(seed=2))([example("4")])[0].scores
-    other_example = JUDGES["random"](JudgeSetup(seed=1))([replace(example("4"), id="e2")])[0].scores
-    assert len({first[0].log_odds, first[1].log_odds, other_seed[0].log_odds, other_example[0].log_odds}) == 4
+    first = JUDGES["random"].make(JudgeSetup(seed=1))([example("4", "5", "4")])[0].scores
+    again = JUDGES["random"].make(JudgeSetup(seed=1))([example("5", "4")])[0].scores
+    assert first[0].value == first[2].value == again[1].value
+    other_seed = JUDGES["random"].make(JudgeSetup(seed=2))([example("4")])[0].scores
+    other_example = JUDGES["random"].make(JudgeSetup(seed=1))([replace(example("4"), id="e2")])[0].scores
+    assert len({first[0].value, first[1].value, other_seed[0].value, other_example[0].value}) == 4
 
 
 def test_random_knows_nothing():
     """4,000 scores of standard deviation 5: the mean is within 3 standard errors of 0.08."""
-    judge = JUDGES["random"](JudgeSetup(seed=0))
-    scores = [s.log_odds for s in judge([example(*map(str, range(4000)))])[0].scores]
+    judge = JUDGES["random"].make(JudgeSetup(seed=0))
+    scores = [s.value for s in judge([example(*map(str, range(4000)))])[0].scores]
     assert abs(fmean(scores)) < 0.24
     assert pstdev(scores) == pytest.approx(5, abs=0.2)
 
 
-def test_yes_no_needs_a_backend():
-    assert frozenset({"yes-no"}) == NEEDS_MODEL
-    with pytest.raises(ValueError, match="needs a backend"):
-        JUDGES["yes-no"](JudgeSetup())
+def test_controls_ask_no_model():
+    assert set(JUDGES) - NEEDS_MODEL == {"oracle", "random"}
 
 
 # The judge for Python
@@ -160,16 +159,16 @@ def test_judge_scores_and_ranks(model_folder: Callable[..., str]):
         assert len({*scores}) == 3
         ranked = judge.rank("Is it?", texts, "math")
         talk = judge.score([("system", "Be brief."), ("user", "Is it?")], texts, "math")
-    assert [entry.log_odds for entry in ranked] == sorted(scores, reverse=True)
-    assert [(texts[entry.index], scores[entry.index]) for entry in ranked] == [(r.text, r.log_odds) for r in ranked]
+    assert [entry.score for entry in ranked] == sorted(scores, reverse=True)
+    assert [(texts[entry.index], scores[entry.index]) for entry in ranked] == [(r.text, r.score) for r in ranked]
     places = [entry.index for entry in ranked if entry.text == "one"]
     assert places == [0, 3]  # equals keep their order
     assert talk != scores
     with open_backend("hf", model_folder("llama"), BackendOptions(device="cpu")) as backend:
-        direct = JUDGES["yes-no"](JudgeSetup(backend))(
+        direct = JUDGES["yes-no"].make(JudgeSetup((backend,)))(
             [Example("x", (Message("user", "Is it?"),), "math", tuple(map(Response, texts)))]
         )
-    assert [score.log_odds for score in direct[0].scores] == pytest.approx(scores, abs=1e-5)
+    assert [score.value for score in direct[0].scores] == pytest.approx(scores, abs=1e-5)
 
 
 def test_judge_refuses_unknown_options():

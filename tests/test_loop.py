@@ -253,8 +253,8 @@ def test_judged_in_place_while_sampling(here: Path, tmp_path: Path) -> None:
     assert all(len(row["scores"]) == len(row["responses"]) == 3 and row["category"] for row in samples)
     assert "agreement" in summary(folder / "samples.jsonl")
     assert (
-        summary(folder / "scored.jsonl")["mean_log_odds"]
-        != summary(here / "straight" / "run" / "round-1" / "scored.jsonl")["mean_log_odds"]
+        summary(folder / "scored.jsonl")["mean_score"]
+        != summary(here / "straight" / "run" / "round-1" / "scored.jsonl")["mean_score"]
     )
 
     before = row_files(tmp_path / "run")

@@ -15,7 +15,7 @@ def test_the_question_stands_last():
     """Nothing trails behind it, in either layout."""
     questions = load_questions()
     for category in CATEGORIES:
-        ending = f"{questions.questions[category]} {questions.answer_format}"
+        ending = f"{questions.question(category)} {questions.answer_format}"
         assert questions.separate(ASK, "4", category)[-1].content.endswith(ending)
         assert questions.in_place(ASK, "4", category)[-1] == Message("user", ending)
 
@@ -37,7 +37,7 @@ def test_conversations_are_flattened_with_their_roles():
 
 def test_the_safety_question_does_not_announce_the_answer():
     """It names both ways to be right, so that a refusal is not right by the wording alone."""
-    question = load_questions().questions["safety"]
+    question = load_questions().question("safety")
     assert "helping" in question
     assert "declining" in question
 
@@ -45,7 +45,7 @@ def test_the_safety_question_does_not_announce_the_answer():
 def test_a_file_of_ones_own(tmp_path: Path):
     file = tmp_path / "mine.toml"
     file.write_text(BUILT_IN.read_text().replace("without a bug", "and compile"))
-    assert "and compile" in load_questions(str(file)).questions["code"]
+    assert "and compile" in load_questions(str(file)).question("code")
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_own_form_round_trip(tmp_path):
     first, second = read_examples(path)
     assert first == replace(FULL, scores=())
     assert second.to_json() == missing.to_json()  # NaN is not equal to itself, null is
-    assert math.isnan(second.scores[0].log_odds)
+    assert math.isnan(second.scores[0].value)
     assert math.isnan(second.scores[0].label_mass)
 
 
@@ -342,8 +342,8 @@ def test_broken_files(tmp_path, name, content, message):
         ({"prompt": "a", "responses": ["b"], "gold": [0, 0]}, "gold must be different indices"),
         ({"prompt": "a", "responses": ["b"], "gold": 0}, "'gold' must be a list"),
         ({"prompt": "a", "responses": ["b"], "scores": [], "strengths": [1, 2]}, "strengths must be a list with one"),
-        ({"prompt": "a", "responses": ["b"], "scores": [1]}, "scores must hold objects with 'log_odds'"),
-        ({"prompt": "a", "responses": ["b"], "scores": [{"log_odds": "1"}]}, "'scores.log_odds' must be a number"),
+        ({"prompt": "a", "responses": ["b"], "scores": [1]}, "scores must hold objects with 'value'"),
+        ({"prompt": "a", "responses": ["b"], "scores": [{"value": "1"}]}, "'scores.value' must be a number"),
         ({"prompt": "a", "output_1": "b", "output_2": "c", "label": 0}, "label must be 1 or 2"),
         ({"prompt": "a", "id": [1]}, "id must be a text or a whole number, found a list"),
         ({"prompt": "a", "id": True}, "id must be a text or a whole number"),
@@ -389,7 +389,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 )
 def test_needed_fields(tmp_path, need, row, step):
     full = {key: value for key, value in FULL.to_json().items() if key != "scores"}
-    full["scores"] = [{"log_odds": 1.0}, {"log_odds": None}]
+    full["scores"] = [{"value": 1.0}, {"value": None}]
     path = write(tmp_path / "a.jsonl", jsonl([full, {"prompt": "p"} | row]))
     assert problem(path, need=(need,)).startswith(f"{path}, row 2: no {need}: {step}")
     assert len(list(read_examples(path))) == 2

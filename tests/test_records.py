@@ -33,9 +33,9 @@ def test_a_bare_prompt_has_no_empty_fields():
 def test_missing_scores_are_null():
     """NaN is not JSON; it comes back as NaN with its reason."""
     row = Example("1", ASK, scores=(Score(math.nan, reason="no grade found"),)).to_json()
-    assert row["scores"] == [{"log_odds": None, "label_mass": None, "reason": "no grade found"}]
+    assert row["scores"] == [{"value": None, "label_mass": None, "reason": "no grade found"}]
     (score,) = Example.from_json(json.loads(json.dumps(row))).scores
-    assert math.isnan(score.log_odds)
+    assert math.isnan(score.value)
     assert math.isnan(score.label_mass)
     assert score.reason == "no grade found"
 

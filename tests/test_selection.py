@@ -48,7 +48,7 @@ def test_best_worst():
     example = kept(FOUR, SelectionRule(method="best-worst", temperature=2.0))
     assert texts(example) == ["c", "b"]
     assert example.strengths == (2.0, -2.0)
-    assert [score.log_odds for score in example.scores] == [5.0, -3.0]
+    assert [score.value for score in example.scores] == [5.0, -3.0]
 
 
 def test_all_pairs_keeps_all_sorted_ties_by_index():
@@ -90,7 +90,7 @@ def test_of_equal_texts_the_first_usable_is_kept():
     """Text a: the first is unfinished, the second has no score, the third counts (2.0), the fourth is a copy."""
     example = unfinished(scored(("a", 9.0), ("a", math.nan), ("a", 2.0), ("a", -8.0), ("b", 0.0)), 0)
     result = kept(example, SelectionRule(method="all-pairs"))
-    assert [(r.text, s.log_odds) for r, s in zip(result.responses, result.scores, strict=True)] == [
+    assert [(r.text, s.value) for r, s in zip(result.responses, result.scores, strict=True)] == [
         ("a", 2.0),
         ("b", 0.0),
     ]

@@ -61,7 +61,7 @@ def test_the_summary_of_samples(prompts: Path, tmp_path: Path) -> None:
 def test_the_summary_of_scores(prompts: Path, tmp_path: Path) -> None:
     _, scored, _ = steps_in_files(prompts, tmp_path)
     rows = list(read_rows(scored))
-    log_odds = [[score["log_odds"] for score in row["scores"]] for row in rows]
+    log_odds = [[score["value"] for score in row["scores"]] for row in rows]
     masses = [score["label_mass"] for row in rows for score in row["scores"]]
     found = summary(scored)
     assert {name: found[name] for name in ("prompts", "responses", "missing", "truncated")} == {
@@ -70,7 +70,7 @@ def test_the_summary_of_scores(prompts: Path, tmp_path: Path) -> None:
         "missing": 0,
         "truncated": 0,
     }
-    assert found["mean_log_odds"] == pytest.approx(math.fsum(x for row in log_odds for x in row) / 80)
+    assert found["mean_score"] == pytest.approx(math.fsum(x for row in log_odds for x in row) / 80)
     assert found["mean_margin"] == pytest.approx(math.fsum(max(row) - min(row) for row in log_odds) / 20)
     assert found["mean_label_mass"] == pytest.approx(sum(masses) / 80) == pytest.approx(0.8)  # see FakeBackend
 
@@ -80,7 +80,7 @@ def test_the_summary_of_a_selection(prompts: Path, tmp_path: Path) -> None:
     margins: list[float] = []
     for row in read_rows(scored):
         usable = [
-            score["log_odds"]
+            score["value"]
             for response, score in zip(row["responses"], row["scores"], strict=True)
             if response.get("finished", True)
         ]
@@ -105,8 +105,8 @@ def test_the_oracle_and_accuracy_by_hand(tmp_path: Path) -> None:
     out = tmp_path / "scored.jsonl"
     done("judge", "--judge", "oracle", "--quiet", "--input", tmp_path / "pairs.jsonl", "--out", out)
     found = summary(out)
-    assert [[score["log_odds"] for score in row["scores"]] for row in read_rows(out)] == [[5, -5], [5, -5], [-5, -5]]
-    assert found["mean_log_odds"] == pytest.approx(-5 / 3)
+    assert [[score["value"] for score in row["scores"]] for row in read_rows(out)] == [[5, -5], [5, -5], [-5, -5]]
+    assert found["mean_score"] == pytest.approx(-5 / 3)
     assert found["mean_margin"] == pytest.approx(20 / 3)
     assert found["mean_label_mass"] is None
     assert found["judge_accuracy"]["value"] == pytest.approx(2.5 / 3)  # a tie is half right
@@ -191,7 +191,7 @@ def test_agreement_with_the_separate_question(prompts: Path, tmp_path: Path) -> 
     done("judge", *FAKE, "--input", samples, "--limit", 5, "--out", separate)
     best = [
         [
-            max(zip(row["scores"], row["responses"], strict=True), key=lambda pair: pair[0]["log_odds"])[1]["text"]
+            max(zip(row["scores"], row["responses"], strict=True), key=lambda pair: pair[0]["value"])[1]["text"]
             for row in list(read_rows(file))[:5]
         ]
         for file in (samples, separate)

@@ -22,7 +22,7 @@ class Ranked:
 
     index: int
     text: str
-    log_odds: float
+    score: float
 
 
 class Judge:
@@ -48,13 +48,13 @@ class Judge:
         turns = [("user", prompt)] if isinstance(prompt, str) else prompt
         messages = tuple(Message(role, content) for role, content in turns)
         example = Example("prompt", messages, category, tuple(Response(text) for text in responses))
-        return [score.log_odds for score in self._judge([example])[0].scores]
+        return [score.value for score in self._judge([example])[0].scores]
 
     def rank(self, prompt: Prompt, responses: Sequence[str], category: str | None = None) -> list[Ranked]:
         """The responses, best first; equal scores keep the order given."""
         scores = self.score(prompt, responses, category)
         ranked = [Ranked(index, text, score) for index, (text, score) in enumerate(zip(responses, scores, strict=True))]
-        return sorted(ranked, key=lambda entry: -entry.log_odds)
+        return sorted(ranked, key=lambda entry: -entry.score)
 
     def close(self) -> None:
         """Frees the model's memory."""

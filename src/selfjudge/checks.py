@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
     AlignConfig,
+    BenchConfig,
     Config,
     DemoConfig,
     DrawOptions,
@@ -72,7 +75,7 @@ def problems(config: Options) -> Iterator[str]:
 
 def _model(config: Any) -> Iterator[str]:
     if config.model is None:
-        if config.judge in NEEDS_MODEL:
+        if config.judge in NEEDS_MODEL and config.judge_model is None:
             yield f"--model is needed by the {config.judge} judge"
     elif config.backend != "fake":
         yield from _message_of(lambda: resolve_model(config.model))
@@ -159,6 +162,28 @@ def _input_files(config: Any) -> Iterator[str]:
                 yield f"{flag(name)} {value}: {what}; give a file, or {', '.join(WORLD)} for the built-in world"
 
 
+def _benchmark(config: BenchConfig) -> Iterator[str]:
+    """A registered benchmark, the built-in world, or a file of pairs."""
+    known = [*BENCHMARKS, *WORLD]
+    if config.benchmark in BENCHMARKS:
+        if config.data is None and BENCHMARKS[config.benchmark].hub is None:
+            yield f"--data is needed by --benchmark {config.benchmark}: a file"
+        return
+    if config.data is not None:
+        yield f"--data has no effect with --benchmark {config.benchmark}; leave it out, or use {', '.join(BENCHMARKS)}"
+    if config.benchmark not in WORLD and not Path(config.benchmark).is_file():
+        close = get_close_matches(config.benchmark, known, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        yield f"--benchmark {config.benchmark}: neither a file nor one of {', '.join(known)}{hint}"
+
+
+def _judging_models(config: Any) -> Iterator[str]:
+    given = getattr(config, "judge_model", None)
+    if given is not None and getattr(config, "backend", None) != "fake":
+        for name in given.split(","):
+            yield from _message_of(lambda name=name: resolve_model(name))
+
+
 def _no_pipe(config: AlignConfig) -> Iterator[str]:
     if config.prompts == "-":
         yield "--prompts -: several rounds cannot read from a pipe; give a file"
@@ -166,7 +191,7 @@ def _no_pipe(config: AlignConfig) -> Iterator[str]:
 
 def _output(config: Any) -> Iterator[str]:
     if config.out is not None and config.out != "-":
-        path, folder = Path(config.out), isinstance(config, (TrainOptions, DemoConfig))
+        path, folder = Path(config.out), isinstance(config, (TrainOptions, DemoConfig, BenchConfig))
         parent = next((p for p in path.parents if p.exists()), Path())
         if not parent.is_dir():
             yield f"--out {config.out}: {parent} is not a folder"
@@ -194,20 +219,24 @@ def _ignored(config: Options) -> Iterator[str]:
                 yield f"{flag(name)} has no effect with {flag(needed)} {found}; leave it out or use {allowed}"
 
 
+JUDGING = (JudgeConfig, BenchConfig)
 DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
-    (JudgeConfig, "questions", "judge", ("yes-no",)),
-    (JudgeConfig, "in_place", "judge", ("yes-no",)),
+    *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("questions", "in_place")],
     (JudgeOptions, "label_mass", "judge", ("yes-no",)),
     (AlignConfig, "in_place", "judge", ("yes-no",)),
     (QuestionOptions, "compare_separate", "in_place", (True,)),
     (SampleConfig, "questions", "in_place", (True,)),
-    (JudgeConfig, "seed", "judge", ("random",)),
-    *[(JudgeConfig, name, "judge", ("yes-no",)) for name in (*ModelOptions.model_fields, "token_budget")],
+    *[(kind, "seed", "judge", ("random",)) for kind in JUDGING],
+    *[
+        (kind, name, "judge", tuple(sorted(NEEDS_MODEL)))
+        for kind in JUDGING
+        for name in (*ModelOptions.model_fields, "token_budget", "judge_model")
+    ],
     (DrawOptions, "sample_batch", "backend", ("hf",)),
-    *[(kind, "token_budget", "backend", ("hf",)) for kind in (JudgeConfig, EvaluateConfig)],
+    *[(kind, "token_budget", "backend", ("hf",)) for kind in (*JUDGING, EvaluateConfig)],
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
@@ -221,7 +250,9 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((TrainOptions,), _training),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
-    ((ReportConfig, DemoConfig), _output),
+    ((ReportConfig, DemoConfig, BenchConfig), _output),
+    ((BenchConfig,), _benchmark),
+    ((JudgeOptions,), _judging_models),
     ((ReportConfig,), _run_folder),
     ((ModelOptions,), _vllm),
 ]

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "select": (configs.SelectConfig, "selfjudge.steps.select"),
     "train": (configs.TrainConfig, "selfjudge.steps.train"),
     "evaluate": (configs.EvaluateConfig, "selfjudge.steps.evaluate"),
+    "bench": (configs.BenchConfig, "selfjudge.steps.bench"),
     "report": (configs.ReportConfig, "selfjudge.steps.report"),
 }
 """Command -> its options and the module whose `run(config, console)` it calls, imported only then."""

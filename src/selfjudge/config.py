@@ -108,11 +108,17 @@ class QuestionOptions(Options):
     )
 
 
+JudgeName = Literal["yes-no", "oracle", "random"]
+
+
 class JudgeOptions(RowOptions, QuestionOptions):
     """Who judges, and how it is asked."""
 
-    judge: Literal["yes-no", "oracle", "random"] = option(
+    judge: JudgeName = option(
         "yes-no", "yes-no asks the model; oracle compares with the reference; random is a control"
+    )
+    judge_model: str | None = option(
+        None, "the model that judges; several, separated by commas, for a committee; none: --model itself"
     )
     label_mass: float = option(1.0, "share of the responses whose label mass is computed; 0: none", ge=0, le=1)
 
@@ -220,6 +226,18 @@ class AlignConfig(ModelOptions, SampleOptions, JudgeOptions, SelectOptions, Trai
     rounds: int = option(3, "rounds", changes_result=False, ge=1)
     prompts_per_round: int = option(0, "prompts of each round, one stretch of the file after the other; 0: all", ge=0)
     holdout: float = option(0.05, "share of the prompts kept out of all rounds, to evaluate on", ge=0, lt=1)
+
+
+class BenchConfig(ModelOptions, JudgeOptions):
+    """Measure a judge on a benchmark: how often it prefers the right response, and how sure that is."""
+
+    model: str | None = option(None, "model folder, hub name or lab; not needed by oracle and random")  # pyright: ignore
+    benchmark: str = option(..., "pairs, lab, lab-dev, or a file with right and wrong responses")
+    data: str | None = option(None, "file, folder or hub name to read the benchmark from; none: its own on the hub")
+    compare_separate: int = option(0, "with --in-place: rows judged with the separate question too; 0: none", ge=0)
+    out: str = option(..., "folder for the judged rows and the results", changes_result=False)
+    seed: int = option(0, "seed of everything that is drawn", ge=0)
+    limit: int = option(0, "judge the first N rows; 0: all", ge=0)
 
 
 class ReportConfig(Options):

@@ -281,18 +281,21 @@ def _reference(row: Row) -> str | None:
 
 def _score(value: Any) -> Score:
     if not isinstance(value, dict):
-        raise RowError(f"scores must hold objects with 'log_odds', found {_kind(value)}")
+        raise RowError(f"scores must hold objects with 'value', found {_kind(value)}")
     entry = cast(Row, value)
-    log_odds, label_mass = (
+    score, label_mass = (
         math.nan if entry.get(name) is None else _number(entry[name], f"scores.{name}")
-        for name in ("log_odds", "label_mass")
+        for name in ("value", "label_mass")
     )
-    truncated, reason = entry.get("truncated"), entry.get("reason")
+    truncated, reason, evidence = entry.get("truncated"), entry.get("reason"), entry.get("evidence")
+    if evidence is not None and not isinstance(evidence, dict):
+        raise RowError(f"scores.evidence must be an object, found {_kind(evidence)}")
     return Score(
-        log_odds=log_odds,
+        value=score,
         label_mass=label_mass,
         truncated=False if truncated is None else _boolean(truncated, "scores.truncated"),
         reason=None if reason is None else _text(reason, "scores.reason"),
+        evidence=cast(Row, evidence or {}),
     )
 
 

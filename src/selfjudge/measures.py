@@ -52,7 +52,7 @@ def pair_differences(example: Example) -> list[Difference]:
         return []
     kinds = example.tags.get("kinds", [""] * len(example.scores))
     wrong = [index for index in range(len(example.scores)) if index not in example.gold]
-    score = [s.log_odds for s in example.scores]
+    score = [s.value for s in example.scores]
     return [(kinds[w], score[right] - score[w]) for right in example.gold for w in wrong]
 
 
@@ -117,7 +117,7 @@ def _scores_by_text(example: Example) -> dict[str, float]:
     """The first of equal texts, in the order of the responses."""
     scores: dict[str, float] = {}
     for response, score in zip(example.responses, example.scores, strict=True):
-        scores.setdefault(response.text, score.log_odds)
+        scores.setdefault(response.text, score.value)
     return scores
 
 

@@ -10,7 +10,7 @@ The wording is data (`questions/*.toml`); a file of your own with the same keys 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,33 @@ PLACEHOLDERS = ("{request}", "{response}", "{question}", "{answer_format}")
 
 @dataclass(frozen=True)
 class Questions:
-    """The wording of the judge: one question per category, the layout around it and the words that answer it."""
+    """The wording of the judge: questions per category, the layout around them and the words that answer them."""
 
     layout: str
     answer_format: str
-    questions: dict[str, str]
+    questions: dict[str, tuple[str, ...]]
+    """Category -> paraphrases; `number` says which is asked."""
     yes: tuple[str, ...]
     no: tuple[str, ...]
+    number: int = 0
+
+    @property
+    def wordings(self) -> int:
+        """How many paraphrases every category has."""
+        return min(map(len, self.questions.values()))
+
+    def using(self, number: int) -> Questions:
+        """The same with another paraphrase, counted from 0."""
+        return replace(self, number=number)
+
+    def question(self, category: str) -> str:
+        """What is asked about a response to a request of this category."""
+        return self.questions[category][self.number]
 
     def separate(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
         """One user turn that quotes the request and the response and ends with the question."""
         filled = self.layout
-        values = (flatten(messages), response, self.questions[category], self.answer_format)
+        values = (flatten(messages), response, self.question(category), self.answer_format)
         parts: list[str] = []
         for placeholder, value in zip(PLACEHOLDERS, values, strict=True):  # one pass: a value may contain braces
             before, filled = filled.split(placeholder, 1)
@@ -53,7 +68,7 @@ class Questions:
 
     def next_turn(self, category: str) -> str:
         """The question by itself, behind a response of the same conversation."""
-        return f"{self.questions[category]} {self.answer_format}"
+        return f"{self.question(category)} {self.answer_format}"
 
 
 def flatten(messages: tuple[Message, ...]) -> str:
@@ -74,7 +89,7 @@ def load_questions(path: str | None = None) -> Questions:
     return Questions(
         layout=table["layout"].lstrip("\n"),
         answer_format=table["answer_format"],
-        questions=table["questions"],
+        questions={name: _list(table["questions"][name]) for name in CATEGORIES},
         yes=tuple(labels["yes"]),
         no=tuple(labels["no"]),
     )
@@ -97,12 +112,21 @@ def _problems(table: dict[str, Any]) -> list[str]:
         if -1 in positions or positions != sorted(positions):
             problems.append(f"`layout` must contain {', '.join(PLACEHOLDERS)} once each, in this order")
     questions = table.get("questions", {})
-    problems += [f"[questions] has no `{name}`" for name in CATEGORIES if not _is_text(questions.get(name))]
+    problems += [f"[questions] has no `{name}`" for name in CATEGORIES if not _is_wording(questions.get(name))]
     for label in ("yes", "no"):
         words = table.get("labels", {}).get(label)
         if not words or not all(_is_text(word) for word in words):
             problems.append(f"[labels] `{label}` must be a list of words")
     return problems
+
+
+def _list(value: Any) -> tuple[str, ...]:
+    """One wording as a text, or several as a list."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _is_wording(value: Any) -> bool:
+    return _is_text(value) or (isinstance(value, list) and bool(value) and all(map(_is_text, value)))
 
 
 def _is_text(value: object) -> bool:

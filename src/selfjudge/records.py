@@ -42,14 +42,17 @@ class Response:
 class Score:
     """What a judge says of one response.
 
-    `log_odds` in nats, NaN where missing (`reason` says why); `label_mass` is the probability on all label tokens,
-    NaN where the judge has none; `truncated` marks a response whose middle was cut to fit the context.
+    `value` is higher for a better response, NaN where missing (`reason` says why). Its unit is the judge's: nats of
+    log-odds (yes-no, pairwise, committee), a grade from 1 to 5 (rating), a logit (reward-model). `label_mass` is the
+    probability on all label tokens, NaN where the judge has none; `truncated` marks a response whose middle was cut to
+    fit the context. `evidence` is what the value was computed from, for computing it again without a model.
     """
 
-    log_odds: float
+    value: float
     label_mass: float = math.nan
     truncated: bool = False
     reason: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -125,20 +128,23 @@ def _response_from_json(row: dict[str, Any]) -> Response:
 
 
 def _score_to_json(score: Score) -> dict[str, Any]:
-    row: dict[str, Any] = {"log_odds": _nan_to_none(score.log_odds), "label_mass": _nan_to_none(score.label_mass)}
+    row: dict[str, Any] = {"value": _nan_to_none(score.value), "label_mass": _nan_to_none(score.label_mass)}
     if score.truncated:
         row["truncated"] = True
     if score.reason is not None:
         row["reason"] = score.reason
+    if score.evidence:
+        row["evidence"] = score.evidence
     return row
 
 
 def _score_from_json(row: dict[str, Any]) -> Score:
     return Score(
-        log_odds=_none_to_nan(row["log_odds"]),
+        value=_none_to_nan(row["value"]),
         label_mass=_none_to_nan(row.get("label_mass")),
         truncated=row.get("truncated", False),
         reason=row.get("reason"),
+        evidence=row.get("evidence", {}),
     )
 
 

@@ -106,7 +106,7 @@ def _usable(example: Example, rule: SelectionRule) -> list[int] | Dropped:
     kept = [i for i, response in enumerate(example.responses) if response.finished or rule.keep_unfinished]
     if len(kept) < 2:
         return Dropped("fewer than 2 finished responses")
-    kept = [i for i in kept if math.isfinite(example.scores[i].log_odds)]
+    kept = [i for i in kept if math.isfinite(example.scores[i].value)]
     if len(kept) < 2:
         return Dropped("fewer than 2 scored responses")
     first = {example.responses[i].text: i for i in reversed(kept)}  # the earliest index of a text wins
@@ -120,7 +120,7 @@ def _log_strengths(example: Example, rule: SelectionRule) -> list[float]:
     """Per response (K,) in nats: (s + a log count) / T. All K samples count, also those that a filter leaves out."""
     counts = Counter(response.text for response in example.responses)
     return [
-        (score.log_odds + rule.agreement * math.log(counts[response.text])) / rule.temperature
+        (score.value + rule.agreement * math.log(counts[response.text])) / rule.temperature
         for response, score in zip(example.responses, example.scores, strict=True)
     ]
 

@@ -32,7 +32,7 @@ def write_round(folder, number, truth, texts):
     scored = [scored_row(index, key, number, truth, texts) for index, key in enumerate(QUESTIONS)]
     selected = [selected_row(row) for row in scored[:3]]
     samples = {"prompts": 4, "responses": 12, "mean_tokens": 2.5, "unfinished_share": 1 / 12, "distinct_share": 0.75}
-    judged = {"prompts": 4, "responses": 12, "missing": 1, "truncated": 3, "mean_log_odds": 0.5}
+    judged = {"prompts": 4, "responses": 12, "missing": 1, "truncated": 3, "mean_score": 0.5}
     picked = {"prompts": 3, "pairs": 3, "mean_margin": MARGINS[number], "mean_tokens_best": 2.25}
     picked |= {"mean_tokens_worst": 3.25, "best_right_share": 2 / 3 if truth else None}
     write_step(folder / "samples.jsonl", [without(row, "scores") for row in scored], samples)
@@ -51,8 +51,8 @@ def scored_row(index, key, number, truth, texts):
     row = {"id": key, "category": QUESTIONS[key], "messages": [{"role": "user", "content": f"Question {key}?"}]}
     cut = {"text": f"cut {key}", "token_ids": [7], "finished": False}
     row["responses"] = [*responses[: 2 if index == 3 else 3], cut]
-    scores = [{"log_odds": half, "label_mass": 0.9}] * 2 + [{"log_odds": -half, "label_mass": 0.9}]
-    unscored = {"log_odds": None, "label_mass": None, "reason": "prompt too long"}
+    scores = [{"value": half, "label_mass": 0.9}] * 2 + [{"value": -half, "label_mass": 0.9}]
+    unscored = {"value": None, "label_mass": None, "reason": "prompt too long"}
     row["scores"] = [*scores[: 2 if index == 3 else 3], unscored]
     if truth:
         row["reference"] = f"bad {key}" if key == "q3" else row["responses"][0]["text"]

@@ -1,6 +1,6 @@
-"""Judges: each gives every response of an example a log-odds.
+"""Judges: each gives every response of an example a score, higher for a better one.
 
-    judge = JUDGES["yes-no"](JudgeSetup(backend=backend))
+    judge = JUDGES["yes-no"].make(JudgeSetup(backends=(backend,)))
     scored = judge(examples)
 
 A judge is a function from examples to the same examples with `scores`; a response that cannot be judged gets NaN and
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from selfjudge.backends import Backend
 from selfjudge.judges.controls import oracle, random
@@ -23,9 +24,10 @@ Judge = Callable[[Sequence[Example]], list[Example]]
 
 @dataclass(frozen=True)
 class JudgeSetup:
-    """What judges are made from; `backend` may be None for judges that ask no model."""
+    """What judges are made from."""
 
-    backend: Backend | None = None
+    backends: tuple[Backend, ...] = ()
+    """One per judging model; the committee asks all of them, the others the first."""
     questions: Questions = field(default_factory=load_questions)
     in_place: bool = False
     seed: int = 0
@@ -33,16 +35,23 @@ class JudgeSetup:
     """Share of the responses whose label mass is computed."""
 
 
+@dataclass(frozen=True)
+class JudgeKind:
+    """How a judge is made, whom it asks, and the unit of its scores."""
+
+    make: Callable[[JudgeSetup], Judge]
+    unit: str
+    asks: Literal["language model", "nobody"] = "language model"
+
+
 def _yes_no(setup: JudgeSetup) -> Judge:
-    if setup.backend is None:
-        raise ValueError("the yes-no judge needs a backend")
-    return YesNo(setup.backend, setup.questions, setup.in_place, setup.mass_share)
+    return YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share)
 
 
-JUDGES: dict[str, Callable[[JudgeSetup], Judge]] = {
-    "yes-no": _yes_no,
-    "oracle": lambda _: oracle,
-    "random": lambda setup: random(setup.seed),
+JUDGES: dict[str, JudgeKind] = {
+    "yes-no": JudgeKind(_yes_no, "log-odds, nats"),
+    "oracle": JudgeKind(lambda _: oracle, "+5 or -5", "nobody"),
+    "random": JudgeKind(lambda setup: random(setup.seed), "a random number", "nobody"),
 }
-NEEDS_MODEL = frozenset({"yes-no"})
+NEEDS_MODEL = frozenset(name for name, kind in JUDGES.items() if kind.asks != "nobody")
 """Judges that ask a model."""

@@ -83,12 +83,12 @@ def observe(item: Round) -> Observed:
 def _add_scores(seen: Observed, row: Row) -> None:
     lists = {True: seen.right, False: seen.wrong, None: seen.unknown}
     for response, score in zip(row["responses"], row["scores"], strict=True):
-        if score["log_odds"] is not None:
-            lists[is_right(response, row.get("reference"))].append(score["log_odds"])
+        if score["value"] is not None:
+            lists[is_right(response, row.get("reference"))].append(score["value"])
 
 
 def _add_pair(seen: Observed, row: Row) -> None:
-    best, worst = row["scores"][0]["log_odds"], row["scores"][-1]["log_odds"]
+    best, worst = row["scores"][0]["value"], row["scores"][-1]["value"]
     seen.margins.append(best - worst)
     right = is_right(row["responses"][0], row.get("reference"))
     if right is not None:

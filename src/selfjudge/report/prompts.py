@@ -101,7 +101,7 @@ def _prompt(messages: list[dict[str, str]]) -> str:
 
 def _responses(row: Row, pair: Row | None, reference: str | None) -> list[list[Any]]:
     """Best score first; those without a score last."""
-    given = row.get("scores") or [{"log_odds": None, "label_mass": None}] * len(row["responses"])
+    given = row.get("scores") or [{"value": None, "label_mass": None}] * len(row["responses"])
     counts = Counter(_key(response) for response in row["responses"])
     scores = {_key(response): score for response, score in zip(row["responses"], given, strict=True)}
     firsts = {_key(response): response for response in row["responses"]}
@@ -120,7 +120,7 @@ def _key(response: Row) -> tuple[str, bool]:
 def _figures(response: Row, score: Row, reference: str | None) -> list[Any]:
     right = is_right(response, reference)
     flags = [int(response.get("finished", True)), None if right is None else int(right)]
-    return [response["text"], _rounded(score["log_odds"]), _rounded(score.get("label_mass")), *flags]
+    return [response["text"], _rounded(score["value"]), _rounded(score.get("label_mass")), *flags]
 
 
 def _rounded(value: float | None) -> float | None:

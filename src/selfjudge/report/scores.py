@@ -98,7 +98,7 @@ def _rows(arm: Arm, seen: Observations) -> list[list[Cell]]:
             Cell(number(item.steps["selected"].summary.get("prompts"))),
             estimate(mean_with_interval(seen[arm.name, item.number].margins), number),
             estimate(mean_with_interval(seen[arm.name, item.number].best_right), percent),
-            Cell(number(item.steps["scored"].summary.get("mean_log_odds"))),
+            Cell(number(item.steps["scored"].summary.get("mean_score"))),
             Cell(_dropped(item.steps["selected"].summary)),
         ]
         for item in arm.rounds[1:]

@@ -9,13 +9,13 @@ changed is refused with the difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfjudge import __version__
 from selfjudge.backends import BACKENDS, Backend, BackendOptions
@@ -28,30 +28,42 @@ Summary = dict[str, Any]
 
 
 class OpenModel:
-    """The one model in memory: asking for the same again gives it back, asking for another closes it first."""
+    """The models in memory, usually one: asking for the same again gives it back, asking for others closes it first."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` gets the backends' remarks."""
         self._say = say
-        self._backend: Backend | None = None
-        self._opened: dict[str, Any] = {}
+        self._open: list[_Opened] = []
 
     def get(self, config: Any) -> Backend:
         """The backend for a config with the model options; one that the config does not have may stand as it is."""
-        wanted = {name: getattr(config, name) for name in _MODEL_FIELDS if name in type(config).model_fields}
-        wanted |= {"backend": config.backend, "model": config.model}
-        if self._backend is None or self._opened != self._opened | wanted:
-            self.close()
-            options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self._say)
-            self._backend = BACKENDS[config.backend](config.model, options)
-            self._opened = {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted
-        return self._backend
+        return self.get_all(config, [config.model])[0]
+
+    def get_all(self, config: Any, models: Sequence[str]) -> list[Backend]:
+        """One backend for each of the models, all of them open; every other is closed first."""
+        settings = {name: getattr(config, name) for name in _MODEL_FIELDS if name in type(config).model_fields}
+        wanted = [settings | {"backend": config.backend, "model": model} for model in models]
+        kept = [opened for opened in self._open if any(opened.serves(one) for one in wanted)]
+        for opened in self._open:
+            if opened not in kept:
+                opened.backend.close()
+        self._open = kept
+        return [self._serving(one) for one in wanted]
+
+    def _serving(self, wanted: dict[str, Any]) -> Backend:
+        for opened in self._open:
+            if opened.serves(wanted):
+                return opened.backend
+        options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self._say)
+        backend = BACKENDS[wanted["backend"]](wanted["model"], options)
+        self._open.append(_Opened(backend, {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted))
+        return backend
 
     def close(self) -> None:
-        """Frees its memory."""
-        if self._backend is not None:
-            self._backend.close()
-        self._backend = None
+        """Frees their memory."""
+        for opened in self._open:
+            opened.backend.close()
+        self._open = []
 
     def __enter__(self) -> OpenModel:
         return self
@@ -60,6 +72,14 @@ class OpenModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Opened(NamedTuple):
+    backend: Backend
+    settings: dict[str, Any]
+
+    def serves(self, wanted: dict[str, Any]) -> bool:
+        return self.settings == self.settings | wanted
 
 
 _MODEL_FIELDS = (

@@ -100,7 +100,7 @@ def _answer(response: Response, reference: str | None) -> Row:
 
 
 def _score(score: Score) -> Row:
-    row: Row = {"log_odds": _or_none(score.log_odds), "label_mass": _or_none(score.label_mass)}
+    row: Row = {"log_odds": _or_none(score.value), "label_mass": _or_none(score.label_mass)}
     if score.truncated:
         row["truncated"] = True
     return row if score.reason is None else row | {"reason": score.reason}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from selfjudge.config import JudgeConfig
 from selfjudge.console import Console
 from selfjudge.errors import DataError
 from selfjudge.inputs import Source, read_scorable
-from selfjudge.judges import JUDGES, NEEDS_MODEL, Judge, JudgeSetup
+from selfjudge.judges import JUDGES, Judge, JudgeSetup
 from selfjudge.judges.yes_no import YesNo
 from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
 from selfjudge.questions import load_questions
@@ -40,18 +40,23 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
                 judge = list if scores_given else make_judge(config, opened, config.judge, config.seed)
                 asked_twice = config.compare_separate if config.in_place and not scores_given else 0
                 comparison = SeparateComparison(examples, asked_twice)
-                figures = _judge(examples, judge, output, console, comparison)
+                figures = judge_rows(examples, judge, output, console, comparison.seen)
                 output.finish(figures.summary() | comparison.summary(config, opened))
             _warn_of_little_mass(output.summary["mean_label_mass"], console)
             return output.summary
 
 
-def _judge(
-    examples: Source, judge: Judge, output: StepOutput, console: Console, comparison: SeparateComparison
+def judge_rows(
+    examples: Source,
+    judge: Judge,
+    output: StepOutput,
+    console: Console,
+    seen: Callable[[Example], Example] = lambda example: example,
 ) -> JudgeFigures:
+    """Judges and writes every example that has no row yet; `seen` gets every judged one, earlier rows included."""
     figures = JudgeFigures()
     for row in earlier_rows(output):
-        figures.add(comparison.seen(Example.from_json(row)))
+        figures.add(seen(Example.from_json(row)))
     with console.progress("judge", len(examples), len(output.done_ids)) as bar:
         for group in groups_of(examples, JUDGED_TOGETHER):
             if all(example.id in output.done_ids for example in group):
@@ -59,7 +64,7 @@ def _judge(
             new = [scored for scored in judge(group) if scored.id not in output.done_ids]
             output.append(example.to_json() for example in new)
             for example in new:
-                figures.add(comparison.seen(example))
+                figures.add(seen(example))
             bar.update(len(new))
     return figures
 
@@ -104,10 +109,17 @@ def check_references(examples: Iterable[Example], source: str) -> None:
 
 
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
-    """The judge called `name` with the wording and layout of the config."""
-    backend = model.get(config) if name in NEEDS_MODEL else None
+    """The judge called `name` with the wording and layout of the config, asking its judging models."""
+    kind = JUDGES[name]
+    backends = tuple(model.get_all(config, judging_models(config))) if kind.asks == "language model" else ()
     mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
-    return JUDGES[name](JudgeSetup(backend, load_questions(config.questions), config.in_place, seed, mass_share))
+    return kind.make(JudgeSetup(backends, load_questions(config.questions), config.in_place, seed, mass_share))
+
+
+def judging_models(config: Any) -> list[str]:
+    """The models of `--judge-model`; the model itself where there is none, or no such option."""
+    given = getattr(config, "judge_model", None)
+    return [config.model] if given is None else given.split(",")
 
 
 @dataclass
@@ -118,19 +130,19 @@ class JudgeFigures:
     responses: int = 0
     missing: int = 0
     truncated: int = 0
-    log_odds: Measure = field(default_factory=Measure)
+    scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
     pairs: JudgedPairs = field(default_factory=JudgedPairs)
 
     def add(self, example: Example) -> None:
         """One prompt with its scored responses."""
-        known = [score.log_odds for score in example.scores if not math.isnan(score.log_odds)]
+        known = [score.value for score in example.scores if not math.isnan(score.value)]
         self.prompts += 1
         self.responses += len(example.scores)
         self.missing += len(example.scores) - len(known)
         self.truncated += sum(score.truncated for score in example.scores)
-        self.log_odds.add(known)
+        self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
         self.pairs.add(pair_differences(example))
@@ -139,7 +151,7 @@ class JudgeFigures:
         """All that was added."""
         counts = {name: getattr(self, name) for name in ("prompts", "responses", "missing", "truncated")}
         return counts | {
-            "mean_log_odds": self.log_odds.mean,
+            "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,
             "mean_margin": self.margins.mean,
             **self.pairs.figures(),
