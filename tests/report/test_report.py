@@ -97,6 +97,22 @@ def test_judge_figures_are_those_of_the_files(page):
     assert "Against: typo" in page.sections["judge"]
 
 
+def test_agreement_of_scores_in_place_is_shown_where_it_is_known(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "In place" not in page_of(folder).sections["judge"]
+    meta = folder / "round-2" / "samples.meta.json"
+    written = json.loads(meta.read_text())
+    written["summary"]["agreement"] = {
+        "kendall_tau": {"value": 0.25, "low": 0.1, "high": 0.4, "n": 64},
+        "same_best": {"value": 0.5, "low": 0.375, "high": 0.625, "n": 64},
+    }
+    meta.write_text(json.dumps(written))
+    found = page_of(folder)
+    assert "In place" in found.sections["judge"]
+    row = next(cells for section, cells in found.rows if section == "judge" and "0.250 0.100 - 0.400" in cells)
+    assert row == ["round 2", "0.250 0.100 - 0.400", "50.0 37.5 - 62.5", "\u2014", "\u2014"]
+
+
 def test_pairs_and_margins_come_from_the_rows(page):
     count, margin, right, _, dropped = page.row("scores", "round 2")
     assert (count, margin.split()[0], right.split()[0]) == ("3", "6.00", "66.7")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from selfjudge.report.accuracy import figure_of
-from selfjudge.report.blocks import Block, Cell, Charts, Section, Table, Text, estimate, number, percent
+from selfjudge.report.blocks import MISSING, Block, Cell, Charts, Section, Table, Text, estimate, number, percent
 from selfjudge.report.curves import arms_legend, panel, series_of, y_ticks_of
 from selfjudge.report.loading import Round, Run
 from selfjudge.report.observations import evaluated
@@ -23,6 +23,17 @@ LABEL_MASS = (
     "are noise. Cut: the middle of the response was left out to fit the context. Not scored: no log-odds at all."
 )
 PREFIX = "judge_accuracy_"
+IN_PLACE = (
+    "These scores were read in place, from the cache that sampling built. The first prompts of each round were judged "
+    "with the separate question too: where the two disagree, trust the one whose best response is right more often."
+)
+AGREEMENT = {
+    "Kendall's tau": ("kendall_tau", number),
+    "Same best %": ("same_best", percent),
+    "Best right in place %": ("best_right_in_place", percent),
+    "Best right separately %": ("best_right_separate", percent),
+}
+"""Head of a column -> its figure in a step's `agreement`, and how it is written."""
 
 
 def section(run: Run) -> Section:
@@ -35,7 +46,7 @@ def section(run: Run) -> Section:
         blocks.append(Text(NO_LABELS, "gap"))
     else:
         blocks.append(Text("No judge accuracy yet: no evaluation is finished.", "gap"))
-    return Section("judge", "The judge", [*blocks, *_scoring(run)])
+    return Section("judge", "The judge", [*blocks, *_scoring(run), *_agreement(run)])
 
 
 def _kinds(run: Run) -> list[str]:
@@ -83,6 +94,22 @@ def _scoring_row(item: Round) -> list[Cell]:
     mass = Cell(percent(summary.get("mean_label_mass"), 2))
     shares = [Cell(percent(share(summary, name))) for name in ("truncated", "missing")]
     return [Cell(item.label), mass, *shares, Cell(number(summary.get("responses")))]
+
+
+def _agreement(run: Run) -> list[Block]:
+    """How far scores in place agree with the separate question, where a round has both."""
+    groups = [(run.label(arm), [_agreement_row(item) for item in arm.rounds[1:]]) for arm in run.arms]
+    known = [(label, rows) for label, rows in groups if any(cell.text != MISSING for row in rows for cell in row[1:])]
+    if not known:
+        return []
+    caption = "In place against the separate question, with 95 % intervals"
+    return [Text(IN_PLACE), Table(caption, ["", *AGREEMENT], known)]
+
+
+def _agreement_row(item: Round) -> list[Cell]:
+    steps = [item.steps[name].summary for name in ("samples", "scored")]
+    found = next((summary["agreement"] for summary in steps if "agreement" in summary), {})
+    return [Cell(item.label), *(estimate(found.get(name), write) for name, write in AGREEMENT.values())]
 
 
 def share(summary: dict[str, Any], name: str) -> float | None:
