@@ -237,7 +237,7 @@ class BenchConfig(ModelOptions, JudgeOptions):
     compare_separate: int = option(0, "with --in-place: rows judged with the separate question too; 0: none", ge=0)
     out: str = option(..., "folder for the judged rows and the results", changes_result=False)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
-    limit: int = option(0, "judge the first N rows; 0: all", ge=0)
+    limit: int = option(0, "judge N rows only, picked by a hash of their ids; 0: all", ge=0)
 
 
 class ReportConfig(Options):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from heapq import nsmallest
 from pathlib import Path
 
 from selfjudge.benchmarks import BENCHMARKS, Benchmark
@@ -18,6 +18,7 @@ from selfjudge.config import BenchConfig
 from selfjudge.console import Console
 from selfjudge.inputs import WORLD, Source, read_scorable, survey
 from selfjudge.judges import JUDGES
+from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, step_meta, versions
 from selfjudge.steps.judge import judge_rows, judging_models, make_judge
@@ -63,12 +64,16 @@ class Judged:
 def _rows_of(config: BenchConfig, benchmark: Benchmark) -> Generator[Source]:
     """The benchmark's rows: of a registered one, of the built-in world, or of a file of pairs."""
     if config.benchmark in WORLD:
-        with read_scorable(config.benchmark, ("responses", "gold"), config.limit) as examples:
-            yield examples
+        with read_scorable(config.benchmark, ("responses", "gold")) as examples:
+            yield some(examples, config.limit)
         return
     source = config.data or benchmark.hub or config.benchmark
-    yield survey(source, lambda: _first(benchmark.read(source), config.limit))
+    yield some(survey(source, lambda: benchmark.read(source)), config.limit)
 
 
-def _first(examples: Iterator[Example], limit: int) -> Iterator[Example]:
-    return islice(examples, limit or None)
+def some(examples: Source, count: int) -> Source:
+    """`count` of the examples (0: all), those whose ids have the smallest hashes: a fair part of a sorted file."""
+    if not 0 < count < len(examples):
+        return examples
+    last = nsmallest(count, (hash_share(example.id) for example in examples))[-1]
+    return examples.part(lambda example: hash_share(example.id) <= last)
