@@ -11,7 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "selfjudge"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"}
-PURE = ("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "forms", "ids", "config")
+PURE = (
+    *("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "ids", "config"),
+    *("values", "shapes", "forms", "pair_formats"),
+)
 LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
@@ -19,8 +22,9 @@ LAYERS = (
     ("judges", "measures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
     ("trainer", "preferences"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
-    ("store", "console", "readers", "model_names"),
-    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "forms", "ids", "lab"),
+    ("store", "pair_files", "console", "readers", "model_names"),
+    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "ids", "lab")
+    + ("values", "shapes", "forms", "pair_formats"),
     ("records",),
     ("errors",),
 )

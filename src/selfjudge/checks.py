@@ -19,6 +19,7 @@ from selfjudge.config import (
     DemoConfig,
     DrawOptions,
     EvaluateConfig,
+    ExportConfig,
     JudgeConfig,
     JudgeOptions,
     ModelOptions,
@@ -36,6 +37,7 @@ from selfjudge.errors import ConfigError, SelfjudgeError
 from selfjudge.inputs import WORLD
 from selfjudge.judges import NEEDS_MODEL
 from selfjudge.model_names import resolve_model
+from selfjudge.pair_files import FILE_TYPES
 from selfjudge.questions import load_questions
 
 
@@ -51,7 +53,7 @@ def build_checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
-STAND_INS = {"model": "lab", "prompts": "lab", "benchmark": "lab", "out": "runs/unnamed", "run": "."}
+STAND_INS = {"model": "lab", "prompts": "lab", "benchmark": "lab", "out": "runs/unnamed.jsonl", "run": "."}
 """For needed options that are missing, so that the others can be checked all the same."""
 
 
@@ -204,6 +206,21 @@ def _output(config: Any) -> Iterator[str]:
             yield f"--out {config.out}: the name must end in .jsonl (or be - for standard output)"
 
 
+def _export_file(config: ExportConfig) -> Iterator[str]:
+    out = Path(config.out)
+    if out.suffix not in FILE_TYPES:
+        yield f"--out {config.out}: the name must end in {', '.join(FILE_TYPES)}"
+    elif out.is_dir():
+        yield f"--out {config.out}: is a folder; give a file"
+    elif out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        yield f"--out {config.out}: Parquet files need pyarrow: pip install 'selfjudge[parquet]'"
+    parent = next((path for path in out.parents if path.exists()), Path())
+    if not parent.is_dir():
+        yield f"--out {config.out}: {parent} is not a folder"
+    if out.exists() and out.resolve() == Path(config.input).resolve():
+        yield f"--out {config.out}: is the input; give another file"
+
+
 def _run_folder(config: ReportConfig) -> Iterator[str]:
     if not Path(config.run).is_dir():
         yield f"--run {config.run}: no such folder; give the folder of an align or demo run"
@@ -251,6 +268,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
     ((ReportConfig, DemoConfig, BenchConfig), _output),
+    ((ExportConfig,), _input_files),
+    ((ExportConfig,), _export_file),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
     ((ReportConfig,), _run_folder),

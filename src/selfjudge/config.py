@@ -240,6 +240,16 @@ class BenchConfig(ModelOptions, JudgeOptions):
     limit: int = option(0, "judge N rows only, picked by a hash of their ids; 0: all", ge=0)
 
 
+class ExportConfig(Options):
+    """Write pairs of a better and a worse response for another training program."""
+
+    input: str = option("-", "selected rows, or rows with right and wrong responses: a file, lab, - for JSONL on stdin")
+    out: str = option(..., "file of pairs: .jsonl, .json or .parquet", changes_result=False)
+    format: Literal[
+        "trl", "trl-text", "llama-factory", "axolotl", "openrlhf", "nemo-rl", "ms-swift", "ultrafeedback"
+    ] = option("trl", "whose format; trl-text is TRL's without messages")
+
+
 class ReportConfig(Options):
     """Write a run's report: one self-contained HTML file."""
 

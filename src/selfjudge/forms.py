@@ -5,17 +5,20 @@
 
 Accepted columns (None counts as absent; the first one that is present wins):
 
-    prompt      messages, prompt (text or messages), instruction (+ input, joined by a blank line), question,
-                turns (the first is the prompt, the others go to tags.later_turns), input;
-                instances (its first input and output belong to `instruction`); system or system_prompt in front
-    responses   chosen + rejected (text, a list of texts, or a conversation whose earlier turns are the prompt):
-                gold = the chosen ones; output_1 + output_2 + label (1 or 2); responses, response, completions,
-                completion, output (text, an object with `text` or `completion`, a list of either, a conversation);
-                without any of these, a last assistant turn of the prompt
+    prompt      messages, prompt, instruction (+ input, joined by a blank line), question,
+                turns (the first is the prompt, the others go to tags.later_turns), input, query, context_messages;
+                each but turns may hold messages; instances (its first input and output belong to `instruction`);
+                history (pairs of earlier turns) before a prompt that is a text; system or system_prompt in front
+    responses   chosen + rejected (text, a list of texts, a message, or a conversation whose earlier turns are the
+                prompt): gold = the chosen ones; output_1 + output_2 + label (1 or 2); responses, response,
+                completions, completion, output (text, an object with `text` or `completion`, a list of either, a
+                conversation); without any of these, a last assistant turn of the prompt; a single completion or last
+                assistant turn with a label that is true or false, or any with such a kto_tag: gold = it or none
     reference   reference, answer, reference_answer (text or a number; of a list, one entry a turn, the first)
     as written by Example.to_json      id, category, gold, scores, strengths, prompt_ids, tags
 
 Three chosen and three rejected texts with a `subset` are a row of RM-Bench: tags.styles names each response's style.
+Rows in the shapes of other projects are rewritten into these columns first (`selfjudge.shapes`).
 Of the other columns only TAG_COLUMNS are kept, as tags; whatever else should travel along belongs into `tags`.
 """
 
@@ -27,9 +30,10 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, cast
 
 from selfjudge.records import CATEGORIES, Example, Message, Response, Score
+from selfjudge.shapes import own_columns
+from selfjudge.values import Row, RowError, boolean_of, conversation_of, ids_of, kind_of, number_of, text_of, texts_of
 
-ROLES = ("system", "user", "assistant")
-PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "turns", "input")
+PROMPT_COLUMNS = ("messages", "prompt", "instruction", "question", "turns", "input", "query", "context_messages")
 RESPONSE_COLUMNS = ("responses", "response", "completions", "completion", "output")
 REFERENCE_COLUMNS = ("reference", "answer", "reference_answer")
 SYSTEM_COLUMNS = ("system", "system_prompt")
@@ -40,12 +44,6 @@ TAG_COLUMNS = (
 TAG_CHARACTERS = 200
 """Longer texts are no tags: every later file would repeat them."""
 RM_BENCH_STYLES = ("concise", "detailed", "detailed markdown")
-
-Row = dict[str, Any]
-
-
-class RowError(ValueError):
-    """A row cannot be used; the reader adds the file and the row number."""
 
 
 class Answer(NamedTuple):
@@ -60,7 +58,7 @@ def example_from_row(row: Row, keep_category: bool = True) -> Example:
 
     Without `keep_category` the column `category` is of another vocabulary and becomes the tag `source_category`.
     """
-    row = _with_first_instance(row)
+    row = own_columns(_with_first_instance(row))
     answers, gold = _answers(row)
     stated = _stated_prompt(row)
     messages, spoken = _split_last_answer(_joined_prompt(row, stated, answers), answers)
@@ -70,11 +68,11 @@ def example_from_row(row: Row, keep_category: bool = True) -> Example:
         messages=_checked_prompt(_with_system(row, messages)),
         category=_category(row.get("category")) if keep_category else None,
         responses=responses,
-        gold=_gold(row["gold"], len(responses)) if row.get("gold") is not None else gold,
+        gold=_gold(row["gold"], len(responses)) if row.get("gold") is not None else gold or _thumb(row, responses),
         reference=_reference(row),
-        prompt_ids=_token_ids(row.get("prompt_ids"), "prompt_ids"),
+        prompt_ids=ids_of(row.get("prompt_ids"), "prompt_ids"),
         scores=tuple(_score(entry) for entry in _one_per_response(row, "scores", len(responses))),
-        strengths=tuple(_number(x, "strengths") for x in _one_per_response(row, "strengths", len(responses))),
+        strengths=tuple(number_of(x, "strengths") for x in _one_per_response(row, "strengths", len(responses))),
         tags=_tags(row, keep_category),
     )
 
@@ -102,12 +100,23 @@ def _stated_prompt(row: Row) -> tuple[Message, ...]:
         return ()
     value = row[column]
     if column == "turns":
-        value = _texts(value, "turns")[0]
+        value = texts_of(value, "turns")[0]
     if column == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
-        value = f"{_text(value, column)}\n\n{row['input']}"
-    if column == "messages" or (column == "prompt" and isinstance(value, list)):
-        return _conversation(value, column)
-    return (Message("user", _text(value, column)),)
+        value = f"{text_of(value, column)}\n\n{row['input']}"
+    if column == "messages" or isinstance(value, list):
+        return conversation_of(value, column)
+    return (*_history(row.get("history")), Message("user", text_of(value, column)))
+
+
+def _history(value: Any) -> Iterator[Message]:
+    """Earlier turns, as Alpaca files keep them: [[request, answer], ...]."""
+    if not isinstance(value, list | None):
+        raise RowError(f"'history' must be a list of [request, answer], found {kind_of(value)}")
+    for pair in cast("list[Any]", value or []):
+        turns = texts_of(pair, "history")
+        if len(turns) != 2:
+            raise RowError(f"'history' must hold pairs [request, answer], found {len(turns)} texts")
+        yield from map(Message, ("user", "assistant"), turns)
 
 
 def _joined_prompt(row: Row, stated: tuple[Message, ...], answers: list[Answer]) -> tuple[Message, ...]:
@@ -153,7 +162,7 @@ def _split_last_answer(
 
 def _with_system(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     column = _first_present(row, SYSTEM_COLUMNS)
-    if column is None or not _text(row[column], column).strip():
+    if column is None or not text_of(row[column], column).strip():
         return messages
     system = Message("system", row[column])
     if messages[:1] == (system,):
@@ -192,12 +201,14 @@ def _answers(row: Row) -> tuple[list[Answer], tuple[int, ...] | None]:
 
 def _each_answer(value: Any, column: str) -> Iterator[Answer]:
     """A text, an object, a conversation, or a list of these."""
+    if isinstance(value, dict) and "role" in value:
+        value = [value]
     if not isinstance(value, list):
         yield Answer((), _response(value, column))
         return
     items = cast("list[Any]", value)
     if items and isinstance(items[0], dict) and "role" in items[0]:
-        yield _spoken_answer(_conversation(items, column), column)
+        yield _spoken_answer(conversation_of(items, column), column)
         return
     for item in items:
         yield from _each_answer(item, column)
@@ -211,18 +222,28 @@ def _spoken_answer(messages: tuple[Message, ...], column: str) -> Answer:
 
 def _response(value: Any, column: str) -> Response:
     if not isinstance(value, dict):
-        return Response(_text(value, column))
+        return Response(text_of(value, column))
     entry = cast(Row, value)
     text = entry.get("text") if entry.get("text") is not None else entry.get("completion")
     if not isinstance(text, str):
-        raise RowError(f"each object in {column!r} needs a text in 'text' or 'completion', found {_kind(text)}")
+        raise RowError(f"each object in {column!r} needs a text in 'text' or 'completion', found {kind_of(text)}")
     finished, logprob = entry.get("finished"), entry.get("logprob")
     return Response(
         text=text,
-        token_ids=_token_ids(entry.get("token_ids"), f"{column}.token_ids"),
-        logprob=None if logprob is None else _number(logprob, f"{column}.logprob"),
-        finished=True if finished is None else _boolean(finished, f"{column}.finished"),
+        token_ids=ids_of(entry.get("token_ids"), f"{column}.token_ids"),
+        logprob=None if logprob is None else number_of(logprob, f"{column}.logprob"),
+        finished=True if finished is None else boolean_of(finished, f"{column}.finished"),
     )
+
+
+def _thumb(row: Row, responses: tuple[Response, ...]) -> tuple[int, ...] | None:
+    """A thumb up or down for the only response (KTO); None where the columns leave open what a label is about."""
+    told = row.get("kto_tag")
+    if told is None and _first_present(row, RESPONSE_COLUMNS) in (None, "completion"):
+        told = row.get("label")
+    if len(responses) != 1 or not isinstance(told, bool):
+        return None
+    return (0,) if told else ()
 
 
 def _gold_of_label(label: Any) -> tuple[int, ...] | None:
@@ -234,7 +255,7 @@ def _gold_of_label(label: Any) -> tuple[int, ...] | None:
 
 
 def _gold(value: Any, num_responses: int) -> tuple[int, ...]:
-    gold = _token_ids(value, "gold") or ()
+    gold = ids_of(value, "gold") or ()
     wrong = [index for index in gold if index >= num_responses]
     if wrong or len(set(gold)) < len(gold):
         raise RowError(
@@ -250,7 +271,7 @@ def _id(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise RowError(f"id must be a text or a whole number, found {_kind(value)}")
+        raise RowError(f"id must be a text or a whole number, found {kind_of(value)}")
     return str(value)
 
 
@@ -273,28 +294,28 @@ def _reference(row: Row) -> str | None:
         return None
     value = row[column]
     if isinstance(value, list):
-        value = _texts(value, column)[0]
+        value = texts_of(value, column)[0]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    return _text(value, column) or None
+    return text_of(value, column) or None
 
 
 def _score(value: Any) -> Score:
     if not isinstance(value, dict):
-        raise RowError(f"scores must hold objects with 'value', found {_kind(value)}")
+        raise RowError(f"scores must hold objects with 'value', found {kind_of(value)}")
     entry = cast(Row, value)
     score, label_mass = (
-        math.nan if entry.get(name) is None else _number(entry[name], f"scores.{name}")
+        math.nan if entry.get(name) is None else number_of(entry[name], f"scores.{name}")
         for name in ("value", "label_mass")
     )
     truncated, reason, evidence = entry.get("truncated"), entry.get("reason"), entry.get("evidence")
     if evidence is not None and not isinstance(evidence, dict):
-        raise RowError(f"scores.evidence must be an object, found {_kind(evidence)}")
+        raise RowError(f"scores.evidence must be an object, found {kind_of(evidence)}")
     return Score(
         value=score,
         label_mass=label_mass,
-        truncated=False if truncated is None else _boolean(truncated, "scores.truncated"),
-        reason=None if reason is None else _text(reason, "scores.reason"),
+        truncated=False if truncated is None else boolean_of(truncated, "scores.truncated"),
+        reason=None if reason is None else text_of(reason, "scores.reason"),
         evidence=cast(Row, evidence or {}),
     )
 
@@ -304,7 +325,7 @@ def _one_per_response(row: Row, column: str, num_responses: int) -> list[Any]:
     if value is None or value == []:
         return []
     if not isinstance(value, list) or len(cast("list[Any]", value)) != num_responses:
-        found = len(cast("list[Any]", value)) if isinstance(value, list) else _kind(value)
+        found = len(cast("list[Any]", value)) if isinstance(value, list) else kind_of(value)
         raise RowError(
             f"{column} must be a list with one entry for each of its {num_responses} responses, found {found}"
         )
@@ -314,7 +335,7 @@ def _one_per_response(row: Row, column: str, num_responses: int) -> list[Any]:
 def _tags(row: Row, keep_category: bool) -> dict[str, Any]:
     given = row.get("tags")
     if given is not None and not isinstance(given, dict):
-        raise RowError(f"tags must be an object, found {_kind(given)}")
+        raise RowError(f"tags must be an object, found {kind_of(given)}")
     tags = {column: row[column] for column in TAG_COLUMNS if column in row and _is_tag(row[column])}
     if not keep_category and _is_tag(row.get("category")):
         tags["source_category"] = row["category"]
@@ -335,69 +356,3 @@ def _is_rm_bench(row: Row) -> bool:
     lists = [cast("list[Any]", row[name]) for name in ("chosen", "rejected") if isinstance(row.get(name), list)]
     of_three_texts = [len(texts) == 3 and all(isinstance(text, str) for text in texts) for texts in lists]
     return of_three_texts == [True, True] and row.get("subset") is not None
-
-
-# --- plain values
-
-
-def _conversation(value: Any, column: str) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise RowError(f"{column!r} must be a list of messages, found {_kind(value)}")
-    return tuple(_message(item, column) for item in cast("list[Any]", value))
-
-
-def _message(value: Any, column: str) -> Message:
-    if not isinstance(value, dict):
-        raise RowError(f"{column!r} must hold messages with 'role' and 'content', found {_kind(value)}")
-    entry = cast(Row, value)
-    role, content = entry.get("role"), entry.get("content")
-    if role not in ROLES:
-        raise RowError(f"unknown role {role!r} in {column!r}; allowed: {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise RowError(f"the content of a message in {column!r} must be a text, found {_kind(content)}")
-    return Message(role, content)
-
-
-def _texts(value: Any, column: str) -> list[str]:
-    if not isinstance(value, list) or not value:
-        raise RowError(f"{column!r} must be a list of texts, found {_kind(value)}")
-    return [_text(item, column) for item in cast("list[Any]", value)]
-
-
-def _text(value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{column!r} must be a text, found {_kind(value)}")
-    return value
-
-
-def _number(value: Any, column: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"{column!r} must be a number, found {_kind(value)}")
-    return float(value)
-
-
-def _boolean(value: Any, column: str) -> bool:
-    if not isinstance(value, bool):
-        raise RowError(f"{column!r} must be true or false, found {_kind(value)}")
-    return value
-
-
-def _token_ids(value: Any, column: str) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list) or not _whole_numbers(cast("list[Any]", value)):
-        raise RowError(f"{column!r} must be a list of whole numbers from 0 up, found {_kind(value)}")
-    return tuple(cast("list[int]", value))
-
-
-def _whole_numbers(values: list[Any]) -> bool:
-    """True when all are whole numbers from 0 up; without a loop in Python, since token ids are most of a file."""
-    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls the type of `value`."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", dict: "an object"}
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)

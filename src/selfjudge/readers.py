@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from selfjudge.errors import ConfigError, DataError
-from selfjudge.forms import Row, RowError, example_from_row
+from selfjudge.forms import example_from_row
 from selfjudge.ids import IdTable
 from selfjudge.records import Example, Message
+from selfjudge.values import Row, RowError
 
 PARQUET_BATCH = 256
 """Rows held at a time."""

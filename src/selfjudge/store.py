@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from selfjudge.errors import ConfigError, DataError, StepError
-from selfjudge.forms import RowError
 from selfjudge.ids import IdTable
 from selfjudge.readers import parse_json
+from selfjudge.values import RowError
 
 Row = dict[str, Any]
 
@@ -141,7 +141,7 @@ class StepOutput:
             raise ConfigError(f"{path}: exists, but {meta_path(path).name} does not: {_NOT_OURS}")
         if found is None or (size == 0 and not _is_complete(found, size)):
             return  # no rows, so nothing that other options could contradict
-        _refuse_differences(path, found, self._meta)
+        refuse_differences(path, found, self._meta)
         if _is_complete(found, size):
             self.finished, self.summary = True, found["summary"]
         else:
@@ -233,7 +233,8 @@ def _row_id(line: bytes) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _refuse_differences(path: Path, found: dict[str, Any], meta: StepMeta) -> None:
+def refuse_differences(path: Path, found: dict[str, Any], meta: StepMeta) -> None:
+    """Raises ConfigError with every option and input that is not that of the file at `path`."""
     before, now = _compared(found), _compared(asdict(meta))
     names = [name for name in before | now if before.get(name) != now.get(name)]
     if names:
@@ -301,7 +302,7 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def file_digest(path: str | Path) -> str:
@@ -340,12 +341,12 @@ def replace_folder(temporary: str | Path, final: str | Path) -> None:
     """Makes the files durable and renames the folder to `final`; a folder already there goes when the new one is in."""
     temporary, final = Path(temporary), Path(final)
     for entry in [*temporary.rglob("*"), temporary]:
-        _sync(entry)
+        sync(entry)
     replaced = _beside(final)[1]
     if final.exists():
         final.rename(replaced)
     temporary.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     if replaced.exists():
         shutil.rmtree(replaced)
 
@@ -355,7 +356,8 @@ def _beside(final: Path) -> tuple[Path, Path]:
     return final.with_name(f"{final.name}.tmp"), final.with_name(f"{final.name}.old")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

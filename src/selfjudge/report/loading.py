@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from selfjudge.errors import DataError
-from selfjudge.forms import RowError
 from selfjudge.readers import parse_json
 from selfjudge.store import Row, read_meta
+from selfjudge.values import RowError
 
 STEPS = ("samples", "scored", "selected", "training", "evaluation")
 ARM_ORDER = ("yes-no", "oracle", "random")
