@@ -23,8 +23,10 @@ LAYERS = (
     ("trainer", "preferences"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
     ("store", "pair_files", "console", "readers", "model_names"),
-    ("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "ids", "lab")
-    + ("values", "shapes", "forms", "pair_formats"),
+    (
+        *("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "ids", "lab"),
+        *("values", "shapes", "forms", "pair_formats"),
+    ),
     ("records",),
     ("errors",),
 )

@@ -1,8 +1,6 @@
 """Rows -> a .jsonl, .json or .parquet file that is either whole or not there.
 
-    with open_whole(Path("pairs.parquet"), meta) as file:
-        file.write(rows)
-        file.finish({"pairs": 12})
+    write_whole(Path("pairs.parquet"), meta, rows, lambda: {"pairs": 12})
 
 Rows go into a file beside it, which takes the final name when the last one is written.
 """
@@ -18,7 +16,7 @@ from typing import Any, BinaryIO
 
 from selfjudge.errors import ConfigError, StepError
 from selfjudge.pair_formats import EXTRAS
-from selfjudge.store import StepMeta, json_line, meta_path, read_meta, refuse_differences, sync, write_json_atomic
+from selfjudge.store import StepMeta, json_line, read_meta_at, refuse_differences, sync, write_json_atomic
 from selfjudge.values import Row
 
 WRITTEN_TOGETHER = 1024
@@ -32,22 +30,20 @@ def write_whole(path: Path, meta: StepMeta, rows: Iterable[Row], summary: Callab
 
     Whatever `rows` raises leaves the old file, or none. Raises StepError when the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             FILE_TYPES[path.suffix](file, rows)
             file.flush()
             os.fsync(file.fileno())
         found = asdict(meta) | {"summary": summary(), "bytes": temporary.stat().st_size}
-        write_json_atomic(meta_path(path), found | {"done": False})  # the file is ours, whenever a kill comes
+        write_json_atomic(_meta_of(path), found | {"done": False})  # the file is ours, whenever a kill comes
         temporary.replace(path)
         sync(path.parent)
-        write_json_atomic(meta_path(path), found | {"done": True})
+        write_json_atomic(_meta_of(path), found | {"done": True})
     except OSError as error:
-        raise StepError(
-            f"{path}: cannot be written ({error.strerror or error}); make room, or give another --out"
-        ) from error
+        raise StepError(f"{path}: cannot be written ({error.strerror or error}); give another --out") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,12 +52,17 @@ def summary_of_finished(path: Path, meta: StepMeta) -> dict[str, Any] | None:
     """The summary where the same rows are there already. Raises ConfigError for a file that is something else."""
     if not path.exists():
         return None
-    found = read_meta(path)
+    found = read_meta_at(_meta_of(path), path)
     if found is None:
-        problem = f"exists, but {meta_path(path).name} does not: not an output of selfjudge"
+        problem = f"exists, but {_meta_of(path).name} does not: not an output of selfjudge"
         raise ConfigError(f"{path}: {problem}; give another --out, or delete the file")
     refuse_differences(path, found, meta)
     return found["summary"] if found["done"] and found["bytes"] == path.stat().st_size else None
+
+
+def _meta_of(path: Path) -> Path:
+    """`pairs.json` -> `pairs.json.meta.json`: `pairs.jsonl` beside it may be the output of another step."""
+    return path.with_name(f"{path.name}.meta.json")
 
 
 def _jsonl(file: BinaryIO, rows: Iterable[Row]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from selfjudge.values import Row, RowError, conversation_of, kind_of, number_of, text_of
 
@@ -80,7 +80,7 @@ def _objects(value: Any, column: str) -> list[Row]:
     return cast("list[Row]", entries)
 
 
-def _of_objects_with(value: Any, key: str) -> bool:
+def _of_objects_with(value: Any, key: str) -> TypeGuard[list[Row]]:
     """A list of objects of which the first has `key`."""
     first = cast("list[Any]", value)[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and cast(Row, first).get(key) is not None
@@ -139,9 +139,9 @@ def _turns_of(text: str) -> list[Row]:
 
 def _is_ranked(row: Row) -> bool:
     completions = row.get("completions")
-    return _of_objects_with(completions, "rank") or (
-        _of_objects_with(completions, "completion") and isinstance(completions[0]["completion"], list)
-    )
+    if not _of_objects_with(completions, "completion"):
+        return False
+    return "rank" in completions[0] or isinstance(completions[0]["completion"], list)
 
 
 def _from_ranked(row: Row) -> Row:
@@ -162,6 +162,10 @@ def _only_answer(value: Any, column: str) -> str:
 
 def _messages(context: Any) -> Any:
     return [{"role": "user", "content": context}] if isinstance(context, str) else context
+
+
+def _is_nectar(row: Row) -> bool:
+    return _of_objects_with(row.get("answers"), "rank")
 
 
 def _from_nectar(row: Row) -> Row:
@@ -312,7 +316,7 @@ SHAPES = (
         "ranked answers (Nectar)",
         "prompt, answers: a list of {answer, rank}",
         ("prompt",),
-        lambda row: _of_objects_with(row.get("answers"), "rank"),
+        _is_nectar,
         _from_nectar,
     ),
     Shape(
@@ -355,17 +359,9 @@ SHAPES = (
 """In the order in which they are looked for."""
 
 MARKS = frozenset(
-    [
-        "conversations",
-        "completions",
-        "answers",
-        "overall_preference",
-        "chosen_response",
-        "rejected_response",
-        "rejected_messages",
-        "prompt",
-        "chosen",
-        "rejected",
-    ]
+    (
+        *("conversations", "completions", "answers", "overall_preference", "chosen_response", "rejected_response"),
+        *("rejected_messages", "prompt", "chosen", "rejected"),
+    )
 )
 """A row without any of these columns has none of the shapes."""

@@ -263,7 +263,11 @@ def meta_path(path: str | Path) -> Path:
 
 def read_meta(path: str | Path) -> dict[str, Any] | None:
     """The meta of the output at `path` (step, config, inputs, versions, done, rows, bytes, summary), None without."""
-    source = meta_path(path)
+    return read_meta_at(meta_path(path), path)
+
+
+def read_meta_at(source: Path, path: str | Path) -> dict[str, Any] | None:
+    """The same for a meta that stands elsewhere."""
     if not source.exists():
         return None
     try:
