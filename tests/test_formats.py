@@ -168,8 +168,11 @@ def test_nemo_rl() -> None:
     """NVIDIA-NeMo/RL, docs/guides/dpo.md: the least rank is preferred; the binary one has a text each."""
     ranked = [{"rank": 0, "completion": [BLUE]}, {"rank": 1, "completion": [GREEN]}]
     is_sky_pair({"context": [*EARLIER, ASKED], "completions": ranked}, BEFORE)
-    example = example_from_row({"context": [ASKED], "completions": ranked[::-1]})
-    assert (example.responses[1].text, example.gold) == ("It is blue.", (1,))
+    is_sky_pair({"context": SKY, "completions": ranked[::-1]})
+    third = {"rank": 1, "completion": [EARLIER[1]]}
+    example = example_from_row({"context": [ASKED], "completions": [third, *ranked]})
+    assert ([response.text for response in example.responses][1], example.gold) == ("It is blue.", (1,))
+    assert example_from_row({"context": [ASKED], "completions": [third, ranked[1]]}).gold == ()
     is_sky_pair({"prompt": SKY, "chosen": "It is blue.", "rejected": "It is green."})
 
 

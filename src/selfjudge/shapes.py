@@ -145,12 +145,15 @@ def _is_ranked(row: Row) -> bool:
 
 
 def _from_ranked(row: Row) -> Row:
-    """The least rank is the best."""
+    """The least rank is the best; two of them are a pair, which may have ratings beside it."""
     entries = _objects(row["completions"], "completions")
     ranks = [number_of(entry.get("rank"), "completions.rank") for entry in entries]
     texts = [_only_answer(entry.get("completion"), "completions.completion") for entry in entries]
-    prompt = _messages(row["context"])
-    return {**_without(row, "context", "completions"), "messages": prompt, **_ordered(texts, [-x for x in ranks])}
+    rest = {**_without(row, "context", "completions"), "messages": _messages(row["context"])}
+    if len(set(ranks)) == len(ranks) == 2:
+        chosen, rejected = texts if ranks[0] < ranks[1] else texts[::-1]
+        return {**rest, "chosen": chosen, "rejected": rejected}
+    return {**rest, **_ordered(texts, [-x for x in ranks])}
 
 
 def _only_answer(value: Any, column: str) -> str:
