@@ -170,8 +170,10 @@ def _is_json(path: str) -> bool:
 
 def _load_json(path: str) -> Questions:
     """Questions in the reference implementation's form, in the built-in layout; they state their answer format."""
-    before, sign, name = path.rpartition(".json#")
-    file = before + ".json" if sign else path
+    file, name = path, ""
+    if not path.endswith(".json"):
+        before, name = path.rsplit(".json#", 1)
+        file = before + ".json"
     table = _chosen_set(_read_json(Path(file)), file, name)
     wrong = [key for key, value in table.items() if not _is_wording(value)]
     if wrong:
