@@ -44,8 +44,8 @@ SETTINGS = {
     "falcon": {"eos_token": "<|endoftext|>"},
     "cl100k_base": {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"},
 }
-"""Changes of a tokenizer's configuration: an end token where the stored files have none; Llama-2's tokenizer.json read as
-it is, as transformers 4 did (the Llama class of version 5 puts no bare blank before a word that begins with one)."""
+"""Changes of a tokenizer's configuration: an end token where the stored files have none; Llama-2's tokenizer.json read
+as it is, as transformers 4 did (the Llama class of version 5 puts no bare blank before a word that begins with one)."""
 
 
 def folder_with(name: str, shared_tokenizers: Path, folder: Path) -> str:
