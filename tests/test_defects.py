@@ -60,7 +60,10 @@ GUARDS: dict[str, list[str]] = {
         "test_selection::test_missing_scores_are_dropped",
     ],
     "16 only the diagonal of RM-Bench": ["test_real_input::test_rm_bench_rows_are_judged"],
-    "17 settings chosen on the test set": ["test_defects::test_settings_and_figures_come_from_other_questions"],
+    "17 settings chosen on the test set": [
+        "test_defects::test_settings_and_figures_come_from_other_questions",
+        "test_search_questions::test_the_best_on_the_held_out_part_is_not_chosen",
+    ],
     "18 silent fallback to somebody else's labels": [
         "test_bad_input::test_each_step_says_what_its_input_lacks",
         "test_loop::test_a_round_without_a_pair_says_why",

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import islice
+from typing import Any
 
 from selfjudge.backends import Backend, LabelRequest
+from selfjudge.measures import interval_of
 from selfjudge.questions import QUESTIONS, flatten, read_table
 from selfjudge.records import CATEGORIES, Example, Message
 
@@ -41,6 +43,24 @@ def _request(example: Example) -> LabelRequest:
 
 def _likeliest(logprobs: Sequence[float]) -> str:
     return CATEGORIES[max(range(len(CATEGORIES)), key=lambda index: logprobs[index])]
+
+
+def check_routing(backend: Backend, examples: Sequence[Example]) -> dict[str, Any]:
+    """How well the model finds the categories that the examples state; they are hidden from it."""
+    found = classify(backend, [replace(example, category=None) for example in examples])
+    return routing_figures(
+        [(str(stated.category), str(one.category)) for stated, one in zip(examples, found, strict=True)]
+    )
+
+
+def routing_figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """From pairs of a stated category and the one that was found: accuracy, and counts by stated and found."""
+    confusion = {
+        stated: {found: count for found in CATEGORIES if (count := pairs.count((stated, found)))}
+        for stated in CATEGORIES
+        if any(first == stated for first, _ in pairs)
+    }
+    return {"accuracy": interval_of([float(stated == found) for stated, found in pairs]), "confusion": confusion}
 
 
 class WithCategories:

@@ -27,6 +27,7 @@ from selfjudge.config import (
     QuestionOptions,
     ReportConfig,
     SampleConfig,
+    SearchQuestionsConfig,
     SelectConfig,
     TrainConfig,
     TrainOptions,
@@ -53,7 +54,11 @@ def build_checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
-STAND_INS = {"model": "lab", "prompts": "lab", "benchmark": "lab", "out": "runs/unnamed.jsonl", "run": "."}
+STAND_INS = {
+    **dict.fromkeys(("model", "prompts", "benchmark", "input"), "lab"),
+    "out": "runs/unnamed.jsonl",
+    "run": ".",
+}
 """For needed options that are missing, so that the others can be checked all the same."""
 
 
@@ -89,8 +94,24 @@ def _vllm(config: Any) -> Iterator[str]:
 
 
 def _questions(config: Any) -> Iterator[str]:
-    if config.questions is not None:
-        yield from _message_of(lambda: load_questions(config.questions))
+    yield from _message_of(lambda: load_questions(config.questions, config.wording, config.ablation))
+
+
+def _layout(config: Any) -> Iterator[str]:
+    if config.layout == "reference" and config.in_place:
+        yield "--layout reference quotes the response, --in-place asks behind it; leave one of them out"
+
+
+def _candidates(config: SearchQuestionsConfig) -> Iterator[str]:
+    """Questions by subset would be chosen for the labels that they give away."""
+    for problem in _message_of(lambda: load_questions(config.candidates)):
+        yield f"--candidates: {problem}"
+        return
+    questions = load_questions(config.candidates)
+    if questions.by_subset:
+        yield f"--candidates {config.candidates}: its questions are by subset; give questions for the four categories"
+    elif max(map(len, questions.questions.values())) == 1:
+        yield f"--candidates {config.candidates}: has one wording of each question; there is nothing to choose from"
 
 
 def _message_of(check: Any) -> Iterator[str]:
@@ -193,7 +214,10 @@ def _no_pipe(config: AlignConfig) -> Iterator[str]:
 
 def _output(config: Any) -> Iterator[str]:
     if config.out is not None and config.out != "-":
-        path, folder = Path(config.out), isinstance(config, (TrainOptions, DemoConfig, BenchConfig))
+        path, folder = (
+            Path(config.out),
+            isinstance(config, (TrainOptions, DemoConfig, BenchConfig, SearchQuestionsConfig)),
+        )
         parent = next((p for p in path.parents if p.exists()), Path())
         if not parent.is_dir():
             yield f"--out {config.out}: {parent} is not a folder"
@@ -241,35 +265,45 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
-    *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("questions", "in_place")],
+    *[
+        (kind, name, "judge", ("yes-no",))
+        for kind in JUDGING
+        for name in ("questions", "wording", "ablation", "layout", "in_place")
+    ],
     (JudgeOptions, "label_mass", "judge", ("yes-no",)),
     (AlignConfig, "in_place", "judge", ("yes-no",)),
     (QuestionOptions, "compare_separate", "in_place", (True,)),
-    (SampleConfig, "questions", "in_place", (True,)),
+    *[(SampleConfig, name, "in_place", (True,)) for name in ("questions", "wording", "ablation")],
     *[(kind, "seed", "judge", ("random",)) for kind in JUDGING],
+    (BenchConfig, "check_routing", "judge", tuple(sorted(NEEDS_MODEL))),
     *[
         (kind, name, "judge", tuple(sorted(NEEDS_MODEL)))
         for kind in JUDGING
         for name in (*ModelOptions.model_fields, "token_budget", "judge_model")
     ],
     (DrawOptions, "sample_batch", "backend", ("hf",)),
-    *[(kind, "token_budget", "backend", ("hf",)) for kind in (*JUDGING, EvaluateConfig)],
+    *[(kind, "token_budget", "backend", ("hf",)) for kind in (*JUDGING, EvaluateConfig, SearchQuestionsConfig)],
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((Options,), _ignored),
     ((ModelOptions,), _model),
     ((QuestionOptions, EvaluateConfig), _questions),
+    ((JudgeOptions, EvaluateConfig), _layout),
+    ((SearchQuestionsConfig,), _candidates),
     ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),
     ((AlignConfig,), _held_out),
     ((TrainOptions,), _training),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
+    (
+        (SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, SearchQuestionsConfig),
+        _input_files,
+    ),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
-    ((ReportConfig, DemoConfig, BenchConfig), _output),
     ((ExportConfig,), _input_files),
     ((ExportConfig,), _export_file),
+    ((ReportConfig, DemoConfig, BenchConfig, SearchQuestionsConfig), _output),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
     ((ReportConfig,), _run_folder),

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "evaluate": (configs.EvaluateConfig, "selfjudge.steps.evaluate"),
     "bench": (configs.BenchConfig, "selfjudge.steps.bench"),
     "export": (configs.ExportConfig, "selfjudge.steps.export"),
+    "search-questions": (configs.SearchQuestionsConfig, "selfjudge.steps.search_questions"),
     "report": (configs.ReportConfig, "selfjudge.steps.report"),
 }
 """Command -> its options and the module whose `run(config, console)` it calls, imported only then."""

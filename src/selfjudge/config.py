@@ -12,6 +12,7 @@ A field is a flag (`num_responses` is `--num-responses`), a YAML key, a default 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -95,10 +96,20 @@ class SampleOptions(DrawOptions):
     num_responses: int = option(4, "responses per prompt", ge=1)
 
 
+QUESTIONS = "TOML file with your own wording of the questions, or FILE.json or FILE.json#SET of the reference's form"
+WORDING = "which wording of the questions is asked, counted from 1"
+ABLATION = "same: one question for all categories; shuffled: each category gets another one's"
+LAYOUT = "reference: asked as the reference implementation does, for comparing with its figures only"
+Ablation = Literal["none", "same", "shuffled"]
+Layout = Literal["chat", "reference"]
+
+
 class QuestionOptions(Options):
     """How the model is asked for its judgement."""
 
-    questions: str | None = option(None, "TOML file with your own wording of the questions")
+    questions: str | None = option(None, QUESTIONS)
+    wording: int = option(1, WORDING, ge=1)
+    ablation: Ablation = option("none", ABLATION)
     in_place: bool = option(
         False,
         "ask as the next turn instead of quoting request and response; while sampling, read from the cache it built",
@@ -117,6 +128,7 @@ class JudgeOptions(RowOptions, QuestionOptions):
     judge: JudgeName = option(
         "yes-no", "yes-no asks the model; oracle compares with the reference; random is a control"
     )
+    layout: Layout = option("chat", LAYOUT)
     judge_model: str | None = option(
         None, "the model that judges; several, separated by commas, for a committee; none: --model itself"
     )
@@ -210,7 +222,10 @@ class EvaluateConfig(ModelOptions, DrawOptions, EvaluateOptions):
     """Measure a model: its answers where the right one is known, and its judge."""
 
     benchmark: str = option(..., "lab, lab-dev, or a file of rows with right and wrong responses or reference answers")  # pyright: ignore
-    questions: str | None = option(None, "TOML file with your own wording of the questions")
+    questions: str | None = option(None, QUESTIONS)
+    wording: int = option(1, WORDING, ge=1)
+    ablation: Ablation = option("none", ABLATION)
+    layout: Layout = option("chat", LAYOUT)
     in_place: bool = option(False, "ask as the next turn instead of quoting request and response")
     out: str = option("-", "JSONL file to append to, - for stdout", changes_result=False)
     limit: int = option(0, "use the first N rows; 0: all", ge=0)
@@ -235,6 +250,7 @@ class BenchConfig(ModelOptions, JudgeOptions):
     benchmark: str = option(..., "pairs, lab, lab-dev, or a file with right and wrong responses")
     data: str | None = option(None, "file, folder or hub name to read the benchmark from; none: its own on the hub")
     compare_separate: int = option(0, "with --in-place: rows judged with the separate question too; 0: none", ge=0)
+    check_routing: int = option(64, "rows with a category whose category the model is asked for too; 0: none", ge=0)
     out: str = option(..., "folder for the judged rows and the results", changes_result=False)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
     limit: int = option(0, "judge N rows only, picked by a hash of their ids; 0: all", ge=0)
@@ -248,6 +264,16 @@ class ExportConfig(Options):
     format: Literal[
         "trl", "trl-text", "llama-factory", "axolotl", "openrlhf", "nemo-rl", "ms-swift", "ultrafeedback"
     ] = option("trl", "whose format; trl-text is TRL's without messages")
+
+
+class SearchQuestionsConfig(ModelOptions, RowOptions):
+    """Choose the wording of the questions on one part of labelled rows, and measure the choice on the other."""
+
+    input: str = option(..., "rows with right and wrong responses, or lab or lab-dev")
+    candidates: str | None = option(None, "questions file with several wordings of each; none: the built-in ones")
+    development: float = option(0.5, "share of the prompts to choose on; the others only measure", gt=0, lt=1)
+    out: str = option(..., "folder for the scored rows, the results and questions.toml", changes_result=False)
+    limit: int = option(0, "use the first N rows; 0: all", ge=0)
 
 
 class ReportConfig(Options):
@@ -308,8 +334,8 @@ def _nearest(name: str, kind: type[Options]) -> str:
 
 
 def command_name(kind: type[Options]) -> str:
-    """`SampleConfig` -> `sample`."""
-    return kind.__name__.removesuffix("Config").lower()
+    """`SearchQuestionsConfig` -> `search-questions`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__.removesuffix("Config")).lower()
 
 
 def _describe(kind: type[Options], entry: Any) -> str:

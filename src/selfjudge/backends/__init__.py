@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from selfjudge.records import Message, Response
 
@@ -27,6 +27,9 @@ class LabelRequest:
     show; `text` (the response) is the part whose middle may be cut when the whole is longer than the context. `labels`
     holds the spellings of each label. Without `with_mass` the total probability of the labels is not computed, and only
     differences of the log-probabilities mean anything.
+
+    `layout` reference is for comparison with the reference implementation: the content of the one message is read raw,
+    without a chat template, cut at the right after 1,024 tokens, and a label is all pieces of its words added up.
     """
 
     group: str
@@ -34,6 +37,7 @@ class LabelRequest:
     text: str
     labels: tuple[tuple[str, ...], ...]
     with_mass: bool = True
+    layout: Literal["chat", "reference"] = "chat"
 
 
 class LabelResult(NamedTuple):

@@ -19,6 +19,7 @@ from selfjudge.errors import ConfigError, DataError, ModelError
 from selfjudge.records import Response
 from selfjudge.rendering import CUT, Renderer
 
+REFERENCE_LENGTH = 1024  # tokens at which the reference implementation cuts
 LABEL_TAIL = 64  # characters at a prompt's end that decide which ids continue it as a label
 
 LabelIds = tuple[tuple[int, ...], ...]
@@ -60,12 +61,35 @@ class Prompts:
 
     def ask(self, request: LabelRequest) -> Asked:
         """The prompt that the label follows; the middle of the response is cut where the whole is too long."""
+        if request.layout == "reference":
+            return self._ask_as_reference(request)
         text = self.renderer.text(request.render(request.text), thinking=False)
         ids = self.renderer.encode(text)
         truncated = len(ids) > self.max_length
         if truncated:
             text, ids = self._shorten(request, len(ids))
         return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
+
+    def _ask_as_reference(self, request: LabelRequest) -> Asked:
+        """Raw text with the tokenizer's own special tokens, cut at the right; a label is the sum over its pieces.
+
+        Pieces may be shared by both labels (Llama-2's bare blank); the label mass then counts them twice.
+        """
+        encode = self.renderer.tokenizer.encode
+        (message,) = request.render(request.text)
+        ids = encode(message.content)
+        truncated = len(ids) > REFERENCE_LENGTH
+        if truncated:
+            ids = encode(message.content, max_length=REFERENCE_LENGTH, truncation=True)
+        if len(ids) > self.max_length:
+            raise DataError(
+                f"{request.group}: {len(ids)} tokens in the reference's layout, which does not cut below "
+                f"{REFERENCE_LENGTH}, and {self.name} reads {self.max_length}; remove the row or use --layout chat"
+            )
+        pieces = (
+            tuple(i for word in words for i in encode(word, add_special_tokens=False)) for words in request.labels
+        )
+        return Asked(self._known(ids), tuple(pieces), truncated, request.with_mass)
 
     def of(self, request: SampleRequest) -> Prompt:
         """The prompt that a response continues."""

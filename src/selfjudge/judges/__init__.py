@@ -33,6 +33,7 @@ class JudgeSetup:
     seed: int = 0
     mass_share: float = 1.0
     """Share of the responses whose label mass is computed."""
+    layout: Literal["chat", "reference"] = "chat"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class JudgeKind:
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
-    return YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share)
+    return YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share, setup.layout)
 
 
 JUDGES: dict[str, JudgeKind] = {

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from selfjudge.backends import Backend, FollowUp, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
-from selfjudge.questions import Questions
+from selfjudge.questions import REFERENCE_NO, REFERENCE_YES, Questions
 from selfjudge.readers import hash_share
 from selfjudge.records import Example, Score
 
@@ -21,15 +22,28 @@ from selfjudge.records import Example, Score
 class YesNo:
     """Scores examples with one question per category; a missing category is found by the same model first."""
 
-    def __init__(self, backend: Backend, questions: Questions, in_place: bool = False, mass_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        questions: Questions,
+        in_place: bool = False,
+        mass_share: float = 1.0,
+        layout: Literal["chat", "reference"] = "chat",
+    ) -> None:
         """`in_place`: ask as the next turn of the conversation instead of quoting request and response.
 
         `mass_share` of the responses, chosen by a hash, get their label mass computed, the others have NaN.
+        `layout` reference reproduces the reference implementation, mistakes included, for comparison.
         """
         self.backend = backend
-        self.labels = (questions.yes, questions.no)
+        self.questions = questions
         self.mass_share = mass_share
-        self.render = questions.in_place if in_place else questions.separate
+        self.layout: Literal["chat", "reference"] = layout
+        if layout == "reference":
+            self.labels, self.render = (REFERENCE_YES, REFERENCE_NO), questions.as_reference
+        else:
+            self.labels = (questions.yes, questions.no)
+            self.render = questions.in_place if in_place else questions.separate
 
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with one score per response, in their order."""
@@ -40,10 +54,11 @@ class YesNo:
 
     def _request(self, example: Example, text: str) -> LabelRequest:
         with_mass = hash_share(f"{example.id}\x1f{text}") < self.mass_share
-        return LabelRequest(example.id, partial(self._messages, example), text, self.labels, with_mass)
+        render = partial(self._messages, example, self.questions.topic(example))
+        return LabelRequest(example.id, render, text, self.labels, with_mass, self.layout)
 
-    def _messages(self, example: Example, text: str) -> Messages:
-        return self.render(example.messages, text, str(example.category))
+    def _messages(self, example: Example, topic: str, text: str) -> Messages:
+        return self.render(example.messages, text, topic)
 
     def _with_scores(self, example: Example, results: dict[str, LabelResult]) -> Example:
         scores = [score_of(results[response.text]) for response in example.responses]
@@ -52,7 +67,7 @@ class YesNo:
 
 def follow_up(questions: Questions, example: Example) -> FollowUp:
     """The question in place, for a backend to put behind each response that it samples."""
-    return FollowUp(questions.next_turn(str(example.category)), (questions.yes, questions.no))
+    return FollowUp(questions.next_turn(questions.topic(example)), (questions.yes, questions.no))
 
 
 def _distinct(example: Example) -> list[str]:

@@ -32,7 +32,7 @@ class OpenModel:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """`say` gets the backends' remarks."""
-        self._say = say
+        self.say = say
         self._open: list[_Opened] = []
 
     def get(self, config: Any) -> Backend:
@@ -54,7 +54,7 @@ class OpenModel:
         for opened in self._open:
             if opened.serves(wanted):
                 return opened.backend
-        options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self._say)
+        options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self.say)
         backend = BACKENDS[wanted["backend"]](wanted["model"], options)
         self._open.append(_Opened(backend, {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted))
         return backend

@@ -14,6 +14,7 @@ from heapq import nsmallest
 from pathlib import Path
 
 from selfjudge.benchmarks import BENCHMARKS, Benchmark
+from selfjudge.categories import check_routing
 from selfjudge.config import BenchConfig
 from selfjudge.console import Console
 from selfjudge.inputs import WORLD, Source, read_scorable, survey
@@ -39,11 +40,20 @@ def run(config: BenchConfig, console: Console) -> Summary:
                 with OpenModel(console.say) as model:
                     judge = make_judge(config, model, config.judge, config.seed)
                     figures = judge_rows(examples, judge, output, console)
-                output.finish(figures.summary())
+                    routing = _routing(config, examples, model)
+                output.finish(figures.summary() | routing)
             summary = output.summary | benchmark.summarise(Judged(folder / ROWS))
     results = {"config": config.model_dump(), "unit": JUDGES[config.judge].unit, "judged_by": _judged_by(config)}
     write_json_atomic(folder / RESULTS, results | {"figures": summary, "versions": versions()})
     return summary
+
+
+def _routing(config: BenchConfig, examples: Source, model: OpenModel) -> Summary:
+    """How well the judging model finds the categories that the first rows state; nothing where none does."""
+    if JUDGES[config.judge].asks != "language model":
+        return {}
+    stated = list(islice((example for example in examples if example.category), config.check_routing))
+    return {"routing": check_routing(model.get_all(config, judging_models(config))[0], stated)} if stated else {}
 
 
 def _judged_by(config: BenchConfig) -> list[str]:

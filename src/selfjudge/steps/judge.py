@@ -21,6 +21,10 @@ from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_me
 from selfjudge.store import StepOutput, open_output
 
 LITTLE_MASS = 0.1
+AS_REFERENCE = (
+    "--layout reference: asked as the reference implementation asks (no chat template, cut at the right, pieces of "
+    "words added up), for comparison with its figures only"
+)
 JUDGED_TOGETHER = 64  # examples; a restart judges the same groups again, so that rounding is the same too
 
 
@@ -86,7 +90,8 @@ class SeparateComparison:
         """Asks the separate question about the examples that were kept; nothing where there are none."""
         if not self._in_place:
             return {}
-        separate = YesNo(model.get(config), load_questions(config.questions))(self._in_place)
+        questions = load_questions(config.questions, config.wording, config.ablation)
+        separate = YesNo(model.get(config), questions)(self._in_place)
         return {"agreement": agreement_figures(list(zip(self._in_place, separate, strict=True)))}
 
 
@@ -113,7 +118,10 @@ def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 
     kind = JUDGES[name]
     backends = tuple(model.get_all(config, judging_models(config))) if kind.asks == "language model" else ()
     mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
-    return kind.make(JudgeSetup(backends, load_questions(config.questions), config.in_place, seed, mass_share))
+    questions = load_questions(config.questions, config.wording, config.ablation)
+    if config.layout == "reference" and name == "yes-no":
+        model.say(AS_REFERENCE)
+    return kind.make(JudgeSetup(backends, questions, config.in_place, seed, mass_share, config.layout))
 
 
 def judging_models(config: Any) -> list[str]:

@@ -51,7 +51,7 @@ def _sample(
     for row in earlier_rows(output):
         figures.add(comparison.seen(Example.from_json(row)))
     known = WithCategories(backend, prompts) if config.in_place else prompts
-    requests = Requests(known, load_questions(config.questions) if config.in_place else None)
+    requests = Requests(known, _questions(config) if config.in_place else None)
     waiting = ReadAhead(prompt for prompt in known if prompt.id not in output.done_ids)
     drawn = backend.generate(requests, sampling(config, config.num_responses), output.done_ids)
     with console.progress("sample", len(prompts), len(output.done_ids), "prompt") as bar:
@@ -65,6 +65,10 @@ def _sample(
     if computed_again:
         console.say(COMPUTED_AGAIN.format(computed_again))
     return figures
+
+
+def _questions(config: SampleConfig) -> Questions:
+    return load_questions(config.questions, config.wording, config.ablation)
 
 
 class Requests:
