@@ -31,10 +31,6 @@ class JudgeSetup:
 
     backends: tuple[Backend, ...] = ()
     """One per judging model; the committee asks all of them, the others the first."""
-    models: tuple[str, ...] = ()
-    """Their names, as they were given."""
-    scorers: tuple[Scorer, ...] = ()
-    """The reward model, for the judge that asks one."""
     questions: Questions = field(default_factory=load_questions)
     in_place: bool = False
     seed: int = 0
@@ -43,6 +39,10 @@ class JudgeSetup:
     annotators: int = 0
     """Of the committee; 0: every wording put to every model."""
     votes: str = "soft"
+    models: tuple[str, ...] = ()
+    """Names of the backends' models, for the committee."""
+    scorers: tuple[Scorer, ...] = ()
+    """The reward model, for the judge that asks one."""
 
 
 @dataclass(frozen=True)
