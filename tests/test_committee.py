@@ -196,7 +196,7 @@ def test_refusals(questions: Questions):
     backend = Scripted({})
     with pytest.raises(ConfigError, match=r"--annotators 7: there are 6 \(3 question wordings x 2 models\)"):
         committee(questions, backend, backend, annotators=7)
-    with pytest.raises(ConfigError, match="--votes hard with a single annotator gives .* the same target"):
+    with pytest.raises(ConfigError, match=r"--votes hard with a single annotator gives .* the same target"):
         committee(questions, backend, annotators=1, votes="hard")
 
 
