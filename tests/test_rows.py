@@ -1,10 +1,11 @@
 """Packed rows: every sequence can be read back, positions are its own, budgets hold."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
-from selfjudge.rows import Row, Tree, pack, tree_of
+from selfjudge.rows import Row, Tree, pack, tree_of, trees_of
 
 
 def paths(rows: list[Row]) -> dict[int, list[tuple[int, int]]]:
@@ -41,6 +42,38 @@ def test_sequences_that_differ_at_once_are_refused():
     """Their tree would hold the first sequence's token as prefix of all."""
     with pytest.raises(ValueError, match="share"):
         tree_of([[1, 2, 3], [4, 2, 3]])
+
+
+@pytest.mark.parametrize(("prompt", "trees", "tokens"), [(10, [2, 2], 52), (30, [4], 82)])
+def test_several_questions_about_several_responses(prompt: int, trees: list[int], tokens: int):
+    """Two responses of 10 tokens, two questions of 3 about each.
+
+    A tree per response holds 2 (p + 10 + 3 + 3), one for all p + 4 (10 + 3): 52 and 62 tokens for a prompt of 10, 92
+    and 82 for one of 30.
+    """
+    sequences = [[1] * prompt + [2 + r] * 10 + [5 + q] * 3 for r in range(2) for q in range(2)]
+    found = trees_of(sequences)
+    assert [len(tree.branches) for tree in found] == trees
+    assert sum(tree.num_tokens for tree in found) == tokens
+    assert [[*tree.prefix, *branch] for tree in found for branch in tree.branches] == sequences
+
+
+def test_trees_of_compute_the_fewest_tokens():
+    """Against all 128 ways to cut eight random sequences into stretches of neighbours."""
+    rng = random.Random(0)
+    for _ in range(20):
+        sequences = [[7, *rng.choices([1, 2], k=rng.randint(1, 6))] for _ in range(8)]
+        ways = []
+        for cuts in range(1 << 7):
+            borders = [0, *(i + 1 for i in range(7) if cuts >> i & 1), 8]
+            ways.append(sum(tree_of(sequences[a:b]).num_tokens for a, b in pairwise(borders)))
+        found = trees_of(sequences)
+        assert sum(tree.num_tokens for tree in found) == min(ways)
+        assert [[*tree.prefix, *branch] for tree in found for branch in tree.branches] == sequences
+
+
+def test_sequences_that_differ_at_once_are_trees_of_their_own():
+    assert trees_of([[1, 2, 3], [4, 2, 3], [4, 2]]) == [Tree([1, 2], ([3],)), Tree([4], ([2, 3], [2]))]
 
 
 def test_a_too_large_tree_is_split_with_its_prefix_repeated():

@@ -36,7 +36,7 @@ from selfjudge.config import (
 )
 from selfjudge.errors import ConfigError, SelfjudgeError
 from selfjudge.inputs import WORLD
-from selfjudge.judges import NEEDS_MODEL
+from selfjudge.judges import NEEDS_MODEL, committee
 from selfjudge.model_names import resolve_model
 from selfjudge.pair_files import FILE_TYPES
 from selfjudge.questions import load_questions
@@ -202,9 +202,29 @@ def _benchmark(config: BenchConfig) -> Iterator[str]:
 
 def _judging_models(config: Any) -> Iterator[str]:
     given = getattr(config, "judge_model", None)
-    if given is not None and getattr(config, "backend", None) != "fake":
-        for name in given.split(","):
+    names: list[str] = [] if given is None else given.split(",")
+    if len(names) > 1 and config.judge in NEEDS_MODEL - {"committee"}:
+        yield f"--judge-model {given}: the {config.judge} judge asks one model; give one, or use --judge committee"
+    if len({*names}) < len(names):
+        yield f"--judge-model {given}: names a model twice; its votes would only be counted twice"
+    if getattr(config, "backend", None) != "fake" or config.judge == "reward-model":
+        for name in names:
             yield from _message_of(lambda name=name: resolve_model(name))
+
+
+def _committee(config: Any) -> Iterator[str]:
+    if config.judge == "committee":
+        models = 1 if config.judge_model is None else len(config.judge_model.split(","))
+        try:
+            wordings = load_questions(config.questions).wordings
+        except SelfjudgeError:
+            return  # told by the check of the questions
+        yield from committee.problems(wordings, models, config.annotators, config.votes)
+
+
+def _reward_model(config: AlignConfig) -> Iterator[str]:
+    if config.judge == "reward-model" and config.judge_model is None:
+        yield "--judge-model is needed by the reward-model judge: a sequence classifier; --model is what is trained"
 
 
 def _no_pipe(config: AlignConfig) -> Iterator[str]:
@@ -265,12 +285,10 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
-    *[
-        (kind, name, "judge", ("yes-no",))
-        for kind in JUDGING
-        for name in ("questions", "wording", "ablation", "layout", "in_place")
-    ],
-    (JudgeOptions, "label_mass", "judge", ("yes-no",)),
+    *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("wording", "ablation", "layout", "in_place")],
+    *[(kind, "questions", "judge", ("yes-no", "committee")) for kind in JUDGING],
+    (JudgeOptions, "label_mass", "judge", ("yes-no", "committee")),
+    *[(JudgeOptions, name, "judge", ("committee",)) for name in ("annotators", "votes")],
     (AlignConfig, "in_place", "judge", ("yes-no",)),
     (QuestionOptions, "compare_separate", "in_place", (True,)),
     *[(SampleConfig, name, "in_place", (True,)) for name in ("questions", "wording", "ablation")],
@@ -306,6 +324,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((ReportConfig, DemoConfig, BenchConfig, SearchQuestionsConfig), _output),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
+    ((JudgeOptions,), _committee),
+    ((AlignConfig,), _reward_model),
     ((ReportConfig,), _run_folder),
     ((ModelOptions,), _vllm),
 ]

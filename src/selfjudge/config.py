@@ -119,18 +119,26 @@ class QuestionOptions(Options):
     )
 
 
-JudgeName = Literal["yes-no", "oracle", "random"]
+JudgeName = Literal["yes-no", "committee", "reward-model", "oracle", "random"]
 
 
 class JudgeOptions(RowOptions, QuestionOptions):
     """Who judges, and how it is asked."""
 
     judge: JudgeName = option(
-        "yes-no", "yes-no asks the model; oracle compares with the reference; random is a control"
+        "yes-no",
+        "yes-no asks the model; committee is the vote of several wordings and models; reward-model is a sequence "
+        "classifier (always in transformers); oracle compares with the reference; random is a control",
     )
     layout: Layout = option("chat", LAYOUT)
     judge_model: str | None = option(
         None, "the model that judges; several, separated by commas, for a committee; none: --model itself"
+    )
+    annotators: int = option(
+        0, "committee: the first N of its annotators (wording 1 put to every model, then wording 2, ...); 0: all", ge=0
+    )
+    votes: Literal["soft", "hard"] = option(
+        "soft", "committee: soft votes are probabilities, hard ones 1, 0, or 1/2 for a tie"
     )
     label_mass: float = option(1.0, "share of the responses whose label mass is computed; 0: none", ge=0, le=1)
 

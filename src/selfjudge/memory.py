@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -46,6 +47,14 @@ def tokens_per_row(model: PreTrainedModel) -> int:
     return max(1, min(MOST_TOKENS.get(model.device.type, 2048), fitting))
 
 
+class Size(NamedTuple):
+    """What is computed at once: all its tokens (padding too), how many sequences, tokens of the longest of them."""
+
+    tokens: int
+    sequences: int
+    longest: int
+
+
 class TokenBudget:
     """Tokens of a packed row; halved, for good, each time that a row does not fit."""
 
@@ -63,7 +72,8 @@ class TokenBudget:
         while True:
             rows = [row for row in pack(trees, self.tokens) if not done.issuperset(b.index for b in row.branches)]
             for row in rows:
-                result = self._tried(row, function)
+                size = Size(len(row.input_ids), len(row.branches), row.longest_path)
+                result = self.attempt(partial(function, row), size)
                 if result is None:
                     break
                 done.update(branch.index for branch in row.branches)
@@ -71,19 +81,22 @@ class TokenBudget:
             else:
                 return
 
-    def _tried(self, row: Row, function: Callable[[Row], Result]) -> Result | None:
-        """The function's result, None where memory ran out."""
+    def attempt(self, function: Callable[[], Result], size: Size) -> Result | None:
+        """The function's result; None where memory ran out, and the budget is then half of what was tried.
+
+        Raises ModelError where what was tried is a single sequence.
+        """
         try:
-            return function(row)
+            return function()
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if len(row.branches) == 1:
+            if size.sequences == 1:
                 raise ModelError(
-                    f"out of memory with a single sequence of {row.longest_path} tokens; lower --max-length, or use a "
+                    f"out of memory with a single sequence of {size.longest} tokens; lower --max-length, or use a "
                     "smaller --dtype or model"
                 ) from error
-        self._halve(len(row.input_ids))
+        self._halve(size.tokens)
         return None
 
     def _halve(self, tokens: int) -> None:

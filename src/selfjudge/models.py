@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -86,11 +87,7 @@ def keep_freed_blocks() -> None:
 
 def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrainedModel | PeftModel, Any]:
     """The model in evaluation mode on its device, and its tokenizer. Raises ModelError with one line."""
-    quiet_libraries()
-    if source.threads:
-        torch.set_num_threads(source.threads)
-    if source.torch_device().type == "cpu":
-        keep_freed_blocks()
+    _prepare(source)
     path = source.path
     tokenizer = load_tokenizer(source)
     adapter = adapter_base(path)
@@ -101,19 +98,57 @@ def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrained
     return model.to(source.torch_device()).eval(), tokenizer
 
 
+def load_reward_model(source: ModelSource) -> tuple[PreTrainedModel | PeftModel, Any]:
+    """A sequence classifier with one output, in evaluation mode on its device, and its tokenizer. Raises ModelError.
+
+    Its head computes in float32 whatever the precision of the rest: in bfloat16 the logits around 20 would be 1/8
+    apart, and responses would tie.
+    """
+    _prepare(source)
+    path = source.path
+    tokenizer = _read_tokenizer(source)
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            f"model {source.name}: its tokenizer has no chat template, and a reward model's logit means something only "
+            "in the layout that it was trained on; put that into its folder as chat_template.jinja"
+        )
+    adapter = adapter_base(path)
+    model: Any = _load_classifier(adapter or path, source, path if adapter else None)
+    if model.config.num_labels != 1:
+        raise ModelError(
+            f"model {source.name}: its head has num_labels {model.config.num_labels}; a reward model has 1, the logit"
+        )
+    if adapter:
+        model = _with_adapter(model, path, trainable=False)
+    _head_in_float32(model.get_base_model() if adapter else model)
+    return model.to(source.torch_device()).eval(), tokenizer
+
+
+def _prepare(source: ModelSource) -> None:
+    quiet_libraries()
+    if source.threads:
+        torch.set_num_threads(source.threads)
+    if source.torch_device().type == "cpu":
+        keep_freed_blocks()
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer, which must have an end token."""
+    tokenizer = _read_tokenizer(source)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model {source.name}: its tokenizer has no end token (set `eos_token` in its configuration)")
+    return tokenizer
+
+
+def _read_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     path = source.path
     adapter = adapter_base(path)
     if adapter and not has_tokenizer(Path(path)):
         path = adapter
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=source.trust_remote_code)
     except LOADING_ERRORS as error:
         raise ModelError(f"model {source.name}: no usable tokenizer in {path} ({_first_line(error)})") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"model {source.name}: its tokenizer has no end token (set `eos_token` in its configuration)")
-    return tokenizer
 
 
 class Outline(NamedTuple):
@@ -148,9 +183,54 @@ def _load_config(path: str, source: ModelSource) -> PreTrainedConfig:
 
 
 def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
+    model, absent = _load_weights(AutoModelForCausalLM, path, source, _load_config(path, source))
+    if absent:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"model {source.name}: {len(absent)} weights are missing or of another shape than config.json says, "
+            f"the first is {absent[0]}; the files do not belong together or are incomplete"
+        )
+    return model
+
+
+def _load_classifier(path: str, source: ModelSource, adapter: str | None) -> PreTrainedModel:
+    """A classifier whose head stands in its own files or, for an adapter's base, in the adapter's."""
     config = _load_config(path, source)
+    if adapter:
+        config.num_labels = 1  # a base model knows nothing of the head; another size is refused with the adapter
+    model, absent = _load_weights(AutoModelForSequenceClassification, path, source, config)
+    brought = _weight_names(Path(adapter)) if adapter else []
+    missing = [name for name in absent if not any(own.endswith("." + name) for own in brought)]
+    if missing:
+        raise ModelError(
+            f"model {source.name}: {len(missing)} weights are missing or of another shape than config.json says, the "
+            f"first is {missing[0]}: this is no reward model (a model that writes text has no score head), or its "
+            "files are incomplete; give one that was trained for sequence classification"
+        )
+    return model
+
+
+def _weight_names(folder: Path) -> list[str]:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        return [name for file in folder.glob("*.safetensors") for name in safe_open(file, "pt").keys()]  # noqa: SIM118
+    except LOADING_ERRORS as error:
+        raise ModelError(f"model {folder}: cannot read its weights ({_first_line(error)})") from error
+
+
+def _head_in_float32(model: PreTrainedModel) -> None:
+    """The linear layers with one output that stand behind the body get their input and do their sum in float32."""
+    heads = [child for name, child in model.named_children() if name != model.base_model_prefix]
+    for layer in (layer for head in heads for layer in head.modules()):
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == 1:
+            layer.float()
+            layer.register_forward_pre_hook(lambda _, inputs: tuple(value.float() for value in inputs))
+
+
+def _load_weights(
+    kind: Any, path: str, source: ModelSource, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model of an automatic class, and the sorted names of weights that the files do not have in its shape."""
+    try:
+        loaded: Any = kind.from_pretrained(
             path,
             config=config,
             dtype=source.torch_dtype(),
@@ -162,13 +242,7 @@ def _load_causal_lm(path: str, source: ModelSource) -> PreTrainedModel:
     except LOADING_ERRORS as error:
         raise ModelError(f"model {source.name}: cannot load {path} ({_first_line(error)})") from error
     model, report = loaded
-    absent = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
-    if absent:  # transformers would go on with random numbers in their place
-        raise ModelError(
-            f"model {source.name}: {len(absent)} weights are missing or of another shape than config.json says, "
-            f"the first is {absent[0]}; the files do not belong together or are incomplete"
-        )
-    return model
+    return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
 
 
 def _with_adapter(model: PreTrainedModel, path: str, trainable: bool) -> PeftModel:

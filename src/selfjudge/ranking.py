@@ -51,14 +51,31 @@ def votes_from_scores(scores: ArrayLike, temperatures: ArrayLike) -> NDArray[np.
         raise DataError(f"scores {log_odds.shape} and temperatures {scales.shape} must have shapes (h, K) and (h,)")
     if not np.all(np.isfinite(scales) & (scales > 0)):
         raise DataError(f"temperatures must be finite and above 0, found {scales.tolist()}")
-    for annotator, response in np.argwhere(~np.isfinite(log_odds)):
-        found = log_odds[annotator, response]
-        raise DataError(f"annotator {annotator} has score {found} for response {response}; leave the response out")
+    _require_finite(log_odds)
     scaled = log_odds / scales[:, None]
     differences = scaled[:, :, None] - scaled[:, None, :]  # (h, K, K)
     votes = np.exp(-np.logaddexp(0.0, -differences)).sum(axis=0)  # log sigmoid keeps the tails that sigmoid rounds to 0
     np.fill_diagonal(votes, 0.0)
     return votes
+
+
+def hard_votes(scores: ArrayLike) -> NDArray[np.float64]:
+    """Votes (K, K) of h annotators that each prefer outright: 1 for the higher of two scores (h, K), a tie is 1/2 each.
+
+    The diagonal is 0. Raises DataError where a score is missing or infinite.
+    """
+    values = np.asarray(scores, float)
+    _require_finite(values)
+    differences = values[:, :, None] - values[:, None, :]  # (h, K, K)
+    votes = ((differences > 0) + 0.5 * (differences == 0)).sum(axis=0)
+    np.fill_diagonal(votes, 0.0)
+    return votes
+
+
+def _require_finite(scores: NDArray[np.float64]) -> None:
+    for annotator, response in np.argwhere(~np.isfinite(scores)):
+        found = scores[annotator, response]
+        raise DataError(f"annotator {annotator} has score {found} for response {response}; leave the response out")
 
 
 def _sweep(votes: NDArray[np.float64], strengths: NDArray[np.float64], prior: float) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 Ids = Sequence[int]
@@ -79,6 +80,42 @@ def tree_of(sequences: Sequence[Ids]) -> Tree:
     if length == 0:
         raise ValueError("sequences that do not share their first token cannot be a tree")
     return Tree(sequences[0][:length], tuple(sequence[length:] for sequence in sequences))
+
+
+def trees_of(sequences: Sequence[Ids]) -> list[Tree]:
+    """Neighbouring sequences as one tree or as several, whichever way computes the fewest tokens.
+
+    Several questions about each of several responses to a prompt share the prompt, but most of all the response: one
+    tree per response then costs less than one for the prompt.
+    """
+    shared = [_common_prefix(pair, min(map(len, pair)) - 1) for pair in pairwise(sequences)]
+    cheapest: list[tuple[int, int]] = [(0, 0)]  # of the first n sequences: tokens, start of their last tree
+    for stop in range(1, len(sequences) + 1):
+        cheapest.append(min(_last_trees(sequences, shared, cheapest, stop)))
+    trees: list[Tree] = []
+    stop = len(sequences)
+    while stop:
+        start = cheapest[stop][1]
+        trees.append(tree_of(sequences[start:stop]))
+        stop = start
+    return trees[::-1]
+
+
+def _last_trees(
+    sequences: Sequence[Ids], shared: Sequence[int], cheapest: Sequence[tuple[int, int]], stop: int
+) -> Iterator[tuple[int, int]]:
+    """(tokens of the first `stop` sequences, start) for every tree that they could end with.
+
+    `shared` (one per pair of neighbours) is how many tokens the two have in common.
+    """
+    tokens, prefix = 0, len(sequences[stop - 1])
+    for start in range(stop - 1, -1, -1):
+        if start < stop - 1:
+            prefix = min(prefix, shared[start])
+            if prefix == 0:
+                return
+        tokens += len(sequences[start])
+        yield cheapest[start][0] + tokens - (stop - start - 1) * prefix, start
 
 
 def _common_prefix(sequences: Sequence[Ids], limit: int) -> int:

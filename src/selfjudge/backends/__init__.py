@@ -120,6 +120,26 @@ class Backend(Protocol):
         ...
 
 
+class Conversation(NamedTuple):
+    """`key` names the example; `messages` are the turns up to the response."""
+
+    key: str
+    messages: Messages
+    response: str
+
+
+class Scorer(Protocol):
+    """A model that gives a response a number, without a question."""
+
+    def score(self, conversations: Sequence[Conversation]) -> list[tuple[float, bool]]:
+        """For each, in their order: the raw logit, and whether the middle of the response was cut to fit."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+        ...
+
+
 @dataclass(frozen=True)
 class BackendOptions:
     """Everything about how a model is loaded and run that does not change what is computed, and its dtype."""
@@ -158,6 +178,13 @@ def _vllm(model: str, options: BackendOptions) -> Backend:
 
 
 BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "vllm": _vllm, "fake": _fake}
+
+
+def open_reward_model(model: str, options: BackendOptions) -> Scorer:
+    """A reward model; it runs in transformers, whatever backend samples."""
+    from selfjudge.backends.reward_model import RewardModel
+
+    return RewardModel(model, options)
 
 
 @contextmanager

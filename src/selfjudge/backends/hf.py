@@ -30,7 +30,7 @@ from selfjudge.memory import TokenBudget, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model
 from selfjudge.records import Response
 from selfjudge.rendering import Renderer
-from selfjudge.rows import Branch, Row, tree_of
+from selfjudge.rows import Branch, Row, trees_of
 from selfjudge.sampling import Running, draw, hidden_behind
 
 PLANNED_TOGETHER = 1024  # prompts sorted by length together: little waste, and an output about in the input's order
@@ -89,7 +89,7 @@ class HFBackend:
 
     def _read(self, asked: Sequence[Asked], names: Sequence[str]) -> list[LabelResult]:
         groups = groupby(range(len(asked)), key=lambda i: (names[i], asked[i].ids[0]))
-        trees = [tree_of([asked[i].ids for i in members]) for _, members in groups]
+        trees = [tree for _, members in groups for tree in trees_of([asked[i].ids for i in members])]
         results: dict[int, LabelResult] = {}
         with RowForward(self.model, max((len(a.ids) for a in asked), default=1)) as forward:
             self._say_unpacked(forward)

@@ -10,7 +10,7 @@ Cutting, label ids in context and all refusals are here, so that backends differ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from selfjudge import labels
@@ -67,7 +67,7 @@ class Prompts:
         ids = self.renderer.encode(text)
         truncated = len(ids) > self.max_length
         if truncated:
-            text, ids = self._shorten(request, len(ids))
+            text, ids = self._shorten(request)
         return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
 
     def _ask_as_reference(self, request: LabelRequest) -> Asked:
@@ -145,22 +145,40 @@ class Prompts:
             )
         return ids
 
-    def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
-        """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
-        keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
-        while keep > 0:
-            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)), thinking=False)
-            ids = self.renderer.encode(text)
-            if len(ids) <= self.max_length:
-                return text, ids
-            keep -= len(ids) - self.max_length
-        raise DataError(
-            f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
-            "remove the row or use a model with a longer context"
+    def _shorten(self, request: LabelRequest) -> tuple[str, list[int]]:
+        shown = cut_to_fit(
+            self.renderer,
+            lambda text: self.renderer.text(request.render(text), thinking=False),
+            request.text,
+            self.max_length,
         )
+        if shown is None:
+            raise DataError(
+                f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
+                "remove the row or use a model with a longer context"
+            )
+        return shown
 
     def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> LabelIds:
         key = (text[-LABEL_TAIL:], words)
         if key not in self._label_ids:
             self._label_ids[key] = labels.resolve_groups(self.renderer.encode, text, words, self.name)
         return self._label_ids[key]
+
+
+def cut_to_fit(
+    renderer: Renderer, render: Callable[[str], str], response: str, max_length: int
+) -> tuple[str, list[int]] | None:
+    """Cuts the middle of a response until `render` of it fits; what stands before and after stays whole.
+
+    Returns text and ids; None where it cannot fit even without the response.
+    """
+    length = len(renderer.encode(render(response)))
+    keep = len(renderer.encode(response)) - (length - max_length) - len(renderer.encode(CUT))
+    while keep > 0:
+        text = render(renderer.cut_middle(response, keep))
+        ids = renderer.encode(text)
+        if len(ids) <= max_length:
+            return text, ids
+        keep -= len(ids) - max_length
+    return None

@@ -48,11 +48,14 @@ class YesNo:
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with one score per response, in their order."""
         known = classify(self.backend, examples)
-        requests = [self._request(example, text) for example in known for text in _distinct(example)]
+        requests = [self.request(example, text) for example in known for text in distinct_texts(example)]
         results = iter(self.backend.label_logprobs(requests))
-        return [self._with_scores(example, {text: next(results) for text in _distinct(example)}) for example in known]
+        return [
+            self._with_scores(example, {text: next(results) for text in distinct_texts(example)}) for example in known
+        ]
 
-    def _request(self, example: Example, text: str) -> LabelRequest:
+    def request(self, example: Example, text: str) -> LabelRequest:
+        """The question about one response to an example whose category is known."""
         with_mass = hash_share(f"{example.id}\x1f{text}") < self.mass_share
         render = partial(self._messages, example, self.questions.topic(example))
         return LabelRequest(example.id, render, text, self.labels, with_mass, self.layout)
@@ -70,7 +73,7 @@ def follow_up(questions: Questions, example: Example) -> FollowUp:
     return FollowUp(questions.next_turn(questions.topic(example)), (questions.yes, questions.no))
 
 
-def _distinct(example: Example) -> list[str]:
+def distinct_texts(example: Example) -> list[str]:
     """Texts to judge: identical responses are asked about once."""
     return list(dict.fromkeys(response.text for response in example.responses))
 

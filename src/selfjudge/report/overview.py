@@ -11,6 +11,8 @@ from selfjudge.report.loading import Arm, Run, file_dates, unfinished
 
 JUDGES = {
     "yes-no": "yes-no: the model itself, by log-odds of Yes against No",
+    "committee": "committee: the votes of several question wordings and models",
+    "reward-model": "reward-model: the raw logit of a sequence classifier",
     "oracle": "oracle: comparison with the reference answer (upper bound)",
     "random": "random: chance (control, must not improve)",
 }

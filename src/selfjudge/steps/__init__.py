@@ -15,10 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 from selfjudge import __version__
-from selfjudge.backends import BACKENDS, Backend, BackendOptions
+from selfjudge.backends import BACKENDS, Backend, BackendOptions, Scorer, open_reward_model
 from selfjudge.config import Options
 from selfjudge.inputs import Entry
 from selfjudge.records import Example
@@ -39,10 +39,20 @@ class OpenModel:
         """The backend for a config with the model options; one that the config does not have may stand as it is."""
         return self.get_all(config, [config.model])[0]
 
-    def get_all(self, config: Any, models: Sequence[str]) -> list[Backend]:
-        """One backend for each of the models, all of them open; every other is closed first."""
+    @overload
+    def get_all(
+        self, config: Any, models: Sequence[str], kind: Literal["language model"] = "language model"
+    ) -> list[Backend]: ...
+    @overload
+    def get_all(self, config: Any, models: Sequence[str], kind: Literal["reward model"]) -> list[Scorer]: ...
+    def get_all(self, config: Any, models: Sequence[str], kind: str = "language model") -> Sequence[Backend | Scorer]:
+        """Each of the models, all of them open; every other is closed first.
+
+        A language model is opened by the config's backend, a reward model always in transformers.
+        """
         settings = {name: getattr(config, name) for name in _MODEL_FIELDS if name in type(config).model_fields}
-        wanted = [settings | {"backend": config.backend, "model": model} for model in models]
+        backend = config.backend if kind == "language model" else kind
+        wanted = [settings | {"backend": backend, "model": model} for model in models]
         kept = [opened for opened in self._open if any(opened.serves(one) for one in wanted)]
         for opened in self._open:
             if opened not in kept:
@@ -50,12 +60,12 @@ class OpenModel:
         self._open = kept
         return [self._serving(one) for one in wanted]
 
-    def _serving(self, wanted: dict[str, Any]) -> Backend:
+    def _serving(self, wanted: dict[str, Any]) -> Backend | Scorer:
         for opened in self._open:
             if opened.serves(wanted):
                 return opened.backend
         options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self.say)
-        backend = BACKENDS[wanted["backend"]](wanted["model"], options)
+        backend = OPENERS[wanted["backend"]](wanted["model"], options)
         self._open.append(_Opened(backend, {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted))
         return backend
 
@@ -74,8 +84,14 @@ class OpenModel:
         self.close()
 
 
+OPENERS: dict[str, Callable[[str, BackendOptions], Backend | Scorer]] = {
+    **BACKENDS,
+    "reward model": open_reward_model,
+}
+
+
 class _Opened(NamedTuple):
-    backend: Backend
+    backend: Backend | Scorer
     settings: dict[str, Any]
 
     def serves(self, wanted: dict[str, Any]) -> bool:

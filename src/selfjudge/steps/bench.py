@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 
 from selfjudge.benchmarks import BENCHMARKS, Benchmark

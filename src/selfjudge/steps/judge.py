@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -116,12 +116,23 @@ def check_references(examples: Iterable[Example], source: str) -> None:
 def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 0) -> Judge:
     """The judge called `name` with the wording and layout of the config, asking its judging models."""
     kind = JUDGES[name]
-    backends = tuple(model.get_all(config, judging_models(config))) if kind.asks == "language model" else ()
-    mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
-    questions = load_questions(config.questions, config.wording, config.ablation)
+    names = judging_models(config)
+    setup = JudgeSetup(
+        questions=load_questions(config.questions, config.wording, config.ablation),
+        in_place=config.in_place,
+        seed=seed,
+        mass_share=getattr(config, "label_mass", 1.0),  # an evaluation always looks at all of it
+        annotators=getattr(config, "annotators", 0),
+        votes=getattr(config, "votes", "soft"),
+        layout=config.layout,
+    )
     if config.layout == "reference" and name == "yes-no":
         model.say(AS_REFERENCE)
-    return kind.make(JudgeSetup(backends, questions, config.in_place, seed, mass_share, config.layout))
+    if kind.asks == "language model":
+        setup = replace(setup, backends=tuple(model.get_all(config, names)), models=tuple(names))
+    if kind.asks == "reward model":
+        setup = replace(setup, scorers=tuple(model.get_all(config, names, kind.asks)))
+    return kind.make(setup)
 
 
 def judging_models(config: Any) -> list[str]:
