@@ -62,7 +62,9 @@ class ModelOptions(Options):
         None, "openai: the server's address, http://HOST:PORT/v1; none: that in OPENAI_BASE_URL", changes_result=False
     )
     api_key_env: str = option(
-        "OPENAI_API_KEY", "openai: environment variable that holds the key, if the server wants one", changes_result=False
+        "OPENAI_API_KEY",
+        "openai: environment variable that holds the key, if the server wants one",
+        changes_result=False,
     )
     concurrency: int = option(8, "openai: requests under way at a time", changes_result=False, ge=1)
     max_requests: int = option(

@@ -39,9 +39,9 @@ class LabelRequest:
 class LabelResult(NamedTuple):
     """`logprobs`: one per label, natural log; `mass`: their total probability, NaN where it was not computed.
 
-    An API lists the most probable tokens only. `bounded`: a label is not among them, and its log-probability here is the
-    highest that it can have. Where no label is among them all log-probabilities are NaN and `reason` says so. The mass
-    is then of what is listed, a lower bound.
+    An API lists the most probable tokens only. `bounded`: a label is not among them, and its log-probability here is
+    the highest that it can have. Where no label is among them all log-probabilities are NaN and `reason` says so. The
+    mass is then of what is listed, a lower bound.
     """
 
     logprobs: tuple[float, ...]

@@ -1,6 +1,6 @@
 """The openai backend: any server with an OpenAI-compatible chat API (vLLM, SGLang, llama.cpp, OpenRouter, ...).
 
-    selfjudge judge --backend openai --base-url http://127.0.0.1:8000/v1 --model NAME --input pairs.jsonl --out scored.jsonl
+    selfjudge judge --backend openai --base-url http://HOST:8000/v1 --model NAME --input rows.jsonl --out scored.jsonl
 
 A server renders, cuts and tokenizes by itself; what is known here is text and the log-probabilities of the 20 most
 probable tokens. Requests run side by side, results come in order. Every answer goes into a cache on disk as it
@@ -233,7 +233,9 @@ class OpenAIBackend:
     def _refusal(self, refused: Refused) -> SelfjudgeError:
         said = f"{self.url}: HTTP {refused.status}: {refused}"
         if refused.status in (401, 403):
-            return ConfigError(f"{said}; is the key in the environment variable {self.options.api_key_env} the right one?")
+            return ConfigError(
+                f"{said}; is the key in the environment variable {self.options.api_key_env} the right one?"
+            )
         return ModelError(f"{said} (model {self.name}); check --base-url and --model")
 
     def _in_order(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -261,7 +263,7 @@ class OpenAIBackend:
 
 
 def rehearse(backends: Sequence[OpenAIBackend], work: Callable[[], object]) -> None:
-    """Says what `work` is going to ask; raises ConfigError where that is above --max-requests, all backends together."""
+    """Says what `work` is going to ask; raises ConfigError where all backends together would ask more than allowed."""
     with ExitStack() as stack:
         plans = [stack.enter_context(backend.rehearsal()) for backend in backends]
         work()

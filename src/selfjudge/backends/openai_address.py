@@ -1,7 +1,7 @@
 """Where an API is and the key that it takes; nothing heavy, so that options can be checked first.
 
-    >>> base_url("http://127.0.0.1:8000/v1/")
-    'http://127.0.0.1:8000/v1'
+>>> base_url("http://127.0.0.1:8000/v1/")
+'http://127.0.0.1:8000/v1'
 """
 
 from __future__ import annotations

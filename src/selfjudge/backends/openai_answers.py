@@ -36,9 +36,7 @@ class Listed(NamedTuple):
     logprob: float
 
 
-def label_result(
-    answer: Answer, labels: tuple[tuple[str, ...], ...], with_mass: bool, truncated: bool
-) -> LabelResult:
+def label_result(answer: Answer, labels: tuple[tuple[str, ...], ...], with_mass: bool, truncated: bool) -> LabelResult:
     """One log-probability per label: of all entries whose text is exactly one of its spellings.
 
     A label without an entry gets the bound; where no label has one, all are NaN with the reason. The mass is what the
@@ -86,8 +84,9 @@ def _entry(entry: Any) -> Listed | None:
     if not isinstance(entry, dict):
         return None
     token, logprob = entry.get("token"), entry.get("logprob")
-    known = isinstance(token, str) and isinstance(logprob, int | float) and NOTHING < logprob
-    return Listed(token, min(float(logprob), 0.0)) if known else None
+    if not isinstance(token, str) or not isinstance(logprob, int | float) or logprob <= NOTHING:
+        return None
+    return Listed(token, min(float(logprob), 0.0))
 
 
 def response_of(answer: Answer) -> Response:

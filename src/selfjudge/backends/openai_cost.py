@@ -1,8 +1,8 @@
 """What an API is going to be asked, and what it was asked: counted, priced, said in one line.
 
-    plan = Plan()
-    plan.add(payload)
-    plan.line("http://127.0.0.1:8000/v1", Prices(0.15, 0.6))
+plan = Plan()
+plan.add(payload)
+plan.line("http://127.0.0.1:8000/v1", Prices(0.15, 0.6))
 """
 
 from __future__ import annotations

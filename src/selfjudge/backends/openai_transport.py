@@ -54,7 +54,11 @@ class Transport:
     """Posts to one server, from any thread."""
 
     def __init__(
-        self, base_url: str, key: str | None, sleep: Callable[[float], object], jitter: Callable[[], float] | None = None
+        self,
+        base_url: str,
+        key: str | None,
+        sleep: Callable[[float], object],
+        jitter: Callable[[], float] | None = None,
     ) -> None:
         """`jitter` gives numbers from 0 to 1: waits are between half and all of what they could be."""
         self.base_url = base_url
@@ -96,7 +100,7 @@ class Transport:
         self._reached = True
         if response.status_code in RETRIED:
             return Failure(f"HTTP {response.status_code}: {self._message(response)}", _retry_after(response))
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != 200:
             raise Refused(response.status_code, self._message(response))
         answer = _parsed(response.text if self._key is None else response.text.replace(self._key, "[key]"))
         return cast(Answer, answer) if is_answer(answer) else Failure(f"no answer but {self._message(response)!r}")
