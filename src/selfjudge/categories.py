@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from selfjudge.backends import Backend, LabelRequest
+from selfjudge.errors import StepError
 from selfjudge.measures import interval_of
 from selfjudge.questions import QUESTIONS, flatten, read_table
 from selfjudge.records import CATEGORIES, Example, Message
@@ -24,11 +25,18 @@ def _wording() -> tuple[str, tuple[tuple[str, ...], ...]]:
 
 
 def classify(backend: Backend, examples: Sequence[Example]) -> list[Example]:
-    """The examples, those without a category given the most probable one: one forward pass each, no text."""
+    """The examples, those without a category given the most probable one: one forward pass each, no text.
+
+    Raises StepError where an API's answer names none of the categories.
+    """
     unknown = [example for example in examples if example.category is None]
     if not unknown:
         return list(examples)
-    found = iter(backend.label_logprobs([_request(example) for example in unknown]))
+    results = backend.label_logprobs([_request(example) for example in unknown])
+    for example, result in zip(unknown, results, strict=True):
+        if result.reason is not None:
+            raise StepError(f"{example.id}: its category cannot be found ({result.reason}); give the rows a `category`")
+    found = iter(results)
     return [e if e.category else replace(e, category=_likeliest(next(found).logprobs)) for e in examples]
 
 

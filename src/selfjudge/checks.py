@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from selfjudge.backends.openai_address import api_key, base_url
 from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
+    API_OPTIONS,
     AlignConfig,
     BenchConfig,
     Config,
@@ -29,6 +31,7 @@ from selfjudge.config import (
     SampleConfig,
     SearchQuestionsConfig,
     SelectConfig,
+    ThinkingOptions,
     TrainConfig,
     TrainOptions,
     build,
@@ -84,8 +87,18 @@ def _model(config: Any) -> Iterator[str]:
     if config.model is None:
         if config.judge in NEEDS_MODEL and config.judge_model is None:
             yield f"--model is needed by the {config.judge} judge"
-    elif config.backend != "fake":
+    elif config.backend not in NO_FOLDER:
         yield from _message_of(lambda: resolve_model(config.model))
+
+
+NO_FOLDER = ("fake", "openai")
+"""Backends whose models are names, not folders."""
+
+
+def _api(config: Any) -> Iterator[str]:
+    if config.backend == "openai" and not isinstance(config, TrainOptions):
+        yield from _message_of(lambda: base_url(config.base_url))
+        yield from _message_of(lambda: api_key(config.api_key_env))
 
 
 def _vllm(config: Any) -> Iterator[str]:
@@ -145,6 +158,11 @@ def _training(config: Any) -> Iterator[str]:
         yield "--dtype float16 cannot be trained in; use bfloat16 or float32"
     if config.backend == "fake":
         yield "--backend fake has no weights to train"
+    if config.backend == "openai":
+        yield (
+            "--backend openai cannot train: a server's weights are out of reach; use it in sample, judge, evaluate and "
+            "bench, and train a model that you have as a folder"
+        )
     if config.backend == "vllm" and isinstance(config, TrainConfig):
         yield "--backend vllm has no effect on train, which is in transformers; leave it out"
     if config.lora_rank == 0 and "lora_alpha" in config.model_fields_set:
@@ -207,7 +225,7 @@ def _judging_models(config: Any) -> Iterator[str]:
         yield f"--judge-model {given}: the {config.judge} judge asks one model; give one, or use --judge committee"
     if len({*names}) < len(names):
         yield f"--judge-model {given}: names a model twice; its votes would only be counted twice"
-    if getattr(config, "backend", None) != "fake" or config.judge == "reward-model":
+    if getattr(config, "backend", None) not in NO_FOLDER or config.judge == "reward-model":
         for name in names:
             yield from _message_of(lambda name=name: resolve_model(name))
 
@@ -281,6 +299,8 @@ def _ignored(config: Options) -> Iterator[str]:
 
 
 JUDGING = (JudgeConfig, BenchConfig)
+LOCAL_OPTIONS = ("device", "dtype", "trust_remote_code", "threads", "max_length")
+"""What a server has decided by itself."""
 DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
@@ -301,6 +321,10 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     ],
     (DrawOptions, "sample_batch", "backend", ("hf",)),
     *[(kind, "token_budget", "backend", ("hf",)) for kind in (*JUDGING, EvaluateConfig, SearchQuestionsConfig)],
+    *[(ModelOptions, name, "backend", ("openai",)) for name in API_OPTIONS],
+    *[(ModelOptions, name, "backend", ("hf", "vllm", "fake")) for name in LOCAL_OPTIONS],
+    *[(DrawOptions, name, "backend", ("hf", "vllm", "fake")) for name in ("top_k", "min_p")],
+    (ThinkingOptions, "thinking", "backend", ("hf", "vllm", "fake")),
 ]
 
 CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
@@ -328,4 +352,5 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((AlignConfig,), _reward_model),
     ((ReportConfig,), _run_folder),
     ((ModelOptions,), _vllm),
+    ((ModelOptions,), _api),
 ]

@@ -45,8 +45,10 @@ class ModelOptions(Options):
     """Which model, and where and how it runs."""
 
     model: str = option(..., "model folder, hub name owner/model, or the built-in lab or lab-weak")
-    backend: Literal["hf", "vllm", "fake"] = option(
-        "hf", "what samples and judges: hf is transformers, vllm is faster on GPUs; training is always in transformers"
+    backend: Literal["hf", "vllm", "openai", "fake"] = option(
+        "hf",
+        "what samples and judges: hf is transformers, vllm is faster on GPUs, openai is a server with an "
+        "OpenAI-compatible API, where --model is its name there; training is always in transformers",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N", changes_result=False, pattern=r"auto|cpu|cuda(:\d+)?")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -57,6 +59,33 @@ class ModelOptions(Options):
         0, "CPU threads; 0: PyTorch's choice; 1 is fastest for tiny models", changes_result=False, ge=0
     )
     max_length: int = option(0, "tokens of prompt and response together; 0: the model's context", ge=0)
+    base_url: str | None = option(
+        None, "openai: the server's address, http://HOST:PORT/v1; none: that in OPENAI_BASE_URL", changes_result=False
+    )
+    api_key_env: str = option(
+        "OPENAI_API_KEY",
+        "openai: environment variable that holds the key, if the server wants one",
+        changes_result=False,
+    )
+    concurrency: int = option(8, "openai: requests under way at a time", changes_result=False, ge=1)
+    max_requests: int = option(
+        0, "openai: a command that needs more requests than this asks none; 0: no limit", changes_result=False, ge=0
+    )
+    input_price: float = option(
+        0.0, "openai: US dollars per million input tokens, for the estimate", changes_result=False, ge=0
+    )
+    output_price: float = option(
+        0.0, "openai: US dollars per million output tokens, for the estimate", changes_result=False, ge=0
+    )
+    api_cache: str | None = option(
+        None,
+        "openai: file that keeps every answer; none: selfjudge/api.sqlite3 in the user's cache folder",
+        changes_result=False,
+    )
+
+
+API_OPTIONS = ("base_url", "api_key_env", "concurrency", "max_requests", "input_price", "output_price", "api_cache")
+"""Options of ModelOptions that only --backend openai has."""
 
 
 class ThinkingOptions(Options):

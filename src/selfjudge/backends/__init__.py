@@ -41,11 +41,18 @@ class LabelRequest:
 
 
 class LabelResult(NamedTuple):
-    """`logprobs`: one per label, natural log; `mass`: their total probability, NaN where it was not computed."""
+    """`logprobs`: one per label, natural log; `mass`: their total probability, NaN where it was not computed.
+
+    An API lists the most probable tokens only. `bounded`: a label is not among them, and its log-probability here is
+    the highest that it can have. Where no label is among them all log-probabilities are NaN and `reason` says so. The
+    mass is then of what is listed, a lower bound.
+    """
 
     logprobs: tuple[float, ...]
     mass: float
     truncated: bool
+    bounded: bool = False
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,14 @@ class BackendOptions:
     """Tokens of a packed row; 0: as many as fit the memory, at most 2,048 on a CPU and 16,384 on a GPU."""
     sample_batch: int = 0
     """Sequences sampled at a time; 0: as many as their KV cache fits 2 GiB (a GPU: a third of its memory)."""
+    base_url: str | None = None
+    """An API's address; this and what follows is for the openai backend alone."""
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = 8
+    max_requests: int = 0
+    input_price: float = 0.0
+    output_price: float = 0.0
+    api_cache: str | None = None
     say: Callable[[str], None] = field(default=lambda _: None, compare=False)
     """Gets remarks on how the work is done: a slower way and why, less at a time because memory ran out."""
 
@@ -177,7 +192,18 @@ def _vllm(model: str, options: BackendOptions) -> Backend:
     return VLLMBackend(model, options)
 
 
-BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {"hf": _hf, "vllm": _vllm, "fake": _fake}
+def _openai(model: str, options: BackendOptions) -> Backend:
+    from selfjudge.backends.openai import OpenAIBackend
+
+    return OpenAIBackend(model, options)
+
+
+BACKENDS: dict[str, Callable[[str, BackendOptions], Backend]] = {
+    "hf": _hf,
+    "vllm": _vllm,
+    "openai": _openai,
+    "fake": _fake,
+}
 
 
 def open_reward_model(model: str, options: BackendOptions) -> Scorer:

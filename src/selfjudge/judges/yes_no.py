@@ -79,6 +79,7 @@ def distinct_texts(example: Example) -> list[str]:
 
 
 def score_of(result: LabelResult) -> Score:
-    """Log-odds of Yes against No, with the label mass."""
+    """Log-odds of Yes against No, with the label mass; a bound where an API did not list one of them."""
     yes, no = result.logprobs
-    return Score(yes - no, result.mass, result.truncated)
+    evidence = {"bounded": True} if result.bounded else {}
+    return Score(yes - no, result.mass, result.truncated, result.reason, evidence)

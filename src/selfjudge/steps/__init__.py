@@ -19,7 +19,8 @@ from typing import Any, Literal, NamedTuple, overload
 
 from selfjudge import __version__
 from selfjudge.backends import BACKENDS, Backend, BackendOptions, Scorer, open_reward_model
-from selfjudge.config import Options
+from selfjudge.backends.openai_address import base_url
+from selfjudge.config import API_OPTIONS, Options
 from selfjudge.inputs import Entry
 from selfjudge.records import Example
 from selfjudge.store import Row, StepMeta, StepOutput, read_meta, read_rows
@@ -69,6 +70,16 @@ class OpenModel:
         self._open.append(_Opened(backend, {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted))
         return backend
 
+    def estimate(self, work: Callable[[], object]) -> None:
+        """Where an open model is behind an API: says what `work` will ask, by running it with stand-ins for answers.
+
+        Raises ConfigError where that is above --max-requests.
+        """
+        if any(opened.settings["backend"] == "openai" for opened in self._open):
+            from selfjudge.backends.openai import OpenAIBackend, rehearse
+
+            rehearse([one.backend for one in self._open if isinstance(one.backend, OpenAIBackend)], work)
+
     def close(self) -> None:
         """Frees their memory."""
         for opened in self._open:
@@ -107,6 +118,7 @@ _MODEL_FIELDS = (
     "max_length",
     "token_budget",
     "sample_batch",
+    *API_OPTIONS,
 )
 
 
@@ -114,7 +126,9 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
     """What the step's rows are made with."""
     paths = {"input", "prompts", "benchmark"}  # compared by their content instead
     deciding = {name: value for name, value in config.deciding().items() if name not in paths}
-    if deciding.get("model"):
+    if deciding.get("backend") == "openai":
+        deciding["base_url"] = base_url(getattr(config, "base_url", None))
+    elif deciding.get("model"):
         deciding["model"] = model_identity(deciding["model"])
     return StepMeta(step, deciding, inputs, versions())
 

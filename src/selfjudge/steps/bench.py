@@ -23,7 +23,7 @@ from selfjudge.judges import JUDGES
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, step_meta, versions
-from selfjudge.steps.judge import judge_rows, judging_models, make_judge
+from selfjudge.steps.judge import judge_rows, judging_models, make_judge, unjudged, warn_of_bounds
 from selfjudge.store import open_output, read_rows, write_json_atomic
 
 ROWS = "rows.jsonl"
@@ -40,8 +40,10 @@ def run(config: BenchConfig, console: Console) -> Summary:
             if not output.finished:
                 with OpenModel(console.say) as model:
                     judge = make_judge(config, model, config.judge, config.seed)
+                    model.estimate(lambda: [judge(group) for group in unjudged(examples, output.done_ids)])
                     figures = judge_rows(examples, judge, output, console)
                     routing = _routing(config, examples, model)
+                warn_of_bounds(figures, console)
                 output.finish(figures.summary() | routing)
             summary = output.summary | benchmark.summarise(Judged(folder / ROWS))
     results = {"config": config.model_dump(), "unit": JUDGES[config.judge].unit, "judged_by": _judged_by(config)}

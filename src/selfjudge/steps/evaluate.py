@@ -54,14 +54,20 @@ def _new_rows(
 ) -> Iterator[Row]:
     """The rows that were missing, once they are written."""
     backend, judge = model.get(config), make_judge(config, model)
+    model.estimate(lambda: [_evaluate(group, config, backend, judge) for group in _missing(examples, output)])
     with console.progress("evaluate", len(examples), len(output.done_ids)) as bar:
-        for group in groups_of(examples, EVALUATED_TOGETHER):
-            if all(example.id in output.done_ids for example in group):
-                continue
+        for group in _missing(examples, output):
             new = [row for row in _evaluate(group, config, backend, judge) if row["id"] not in output.done_ids]
             output.append(new)
             yield from new
             bar.update(len(new))
+
+
+def _missing(examples: Source, output: StepOutput) -> Iterator[list[Example]]:
+    """Groups that are computed together, those of which every row is there already left out."""
+    for group in groups_of(examples, EVALUATED_TOGETHER):
+        if not all(example.id in output.done_ids for example in group):
+            yield group
 
 
 def _evaluate(examples: Sequence[Example], config: Any, backend: Backend, judge: Judge) -> list[Row]:
@@ -93,7 +99,8 @@ def _row(example: Example, greedy: Response, own: Example, given: Example | None
 
 
 def _answer(response: Response, reference: str | None) -> Row:
-    answer: Row = {"text": response.text, "tokens": len(response.token_ids or ()), "finished": response.finished}
+    tokens = None if response.token_ids is None else len(response.token_ids)
+    answer: Row = {"text": response.text, "tokens": tokens, "finished": response.finished}
     if reference is not None:
         answer["right"] = response.finished and response.text.strip() == reference.strip()
     return answer
@@ -103,6 +110,8 @@ def _score(score: Score) -> Row:
     row: Row = {"log_odds": _or_none(score.value), "label_mass": _or_none(score.label_mass)}
     if score.truncated:
         row["truncated"] = True
+    if score.evidence.get("bounded"):
+        row["bounded"] = True
     return row if score.reason is None else row | {"reason": score.reason}
 
 
@@ -126,7 +135,7 @@ class SelfJudged:
         self.log_odds.add([value])
         self.p_yes.add([0.5 + 0.5 * math.tanh(value / 2)])  # the sigmoid, without overflow
         self.mass.add([math.nan if sample["label_mass"] is None else sample["label_mass"]])
-        self.tokens.add([sample["tokens"]])
+        self.tokens.add([math.nan if sample["tokens"] is None else sample["tokens"]])
         self.unfinished.add([float(not sample["finished"])])
 
     def summary(self) -> Summary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -43,11 +43,32 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
                 opened = model or own
                 judge = list if scores_given else make_judge(config, opened, config.judge, config.seed)
                 asked_twice = config.compare_separate if config.in_place and not scores_given else 0
+                opened.estimate(lambda: _rehearse(config, examples, judge, output.done_ids, asked_twice, opened))
                 comparison = SeparateComparison(examples, asked_twice)
                 figures = judge_rows(examples, judge, output, console, comparison.seen)
                 output.finish(figures.summary() | comparison.summary(config, opened))
             _warn_of_little_mass(output.summary["mean_label_mass"], console)
+            warn_of_bounds(figures, console)
             return output.summary
+
+
+def _rehearse(
+    config: JudgeConfig, examples: Source, judge: Judge, done: Container[str], asked_twice: int, model: OpenModel
+) -> None:
+    """Judges without writing anything, for an estimate of the requests."""
+    comparison = SeparateComparison(examples, asked_twice)
+    for group in unjudged(examples, done):
+        for example in judge(group):
+            comparison.seen(example)
+    if config.judge_model is None:
+        comparison.summary(config, model)
+
+
+def unjudged(examples: Iterable[Example], done: Container[str]) -> Iterator[list[Example]]:
+    """Groups that are judged together, those of which every row is there already left out."""
+    for group in groups_of(examples, JUDGED_TOGETHER):
+        if not all(example.id in done for example in group):
+            yield group
 
 
 def judge_rows(
@@ -62,9 +83,7 @@ def judge_rows(
     for row in earlier_rows(output):
         figures.add(seen(Example.from_json(row)))
     with console.progress("judge", len(examples), len(output.done_ids)) as bar:
-        for group in groups_of(examples, JUDGED_TOGETHER):
-            if all(example.id in output.done_ids for example in group):
-                continue
+        for group in unjudged(examples, output.done_ids):
             new = [scored for scored in judge(group) if scored.id not in output.done_ids]
             output.append(example.to_json() for example in new)
             for example in new:
@@ -100,6 +119,15 @@ def _warn_of_little_mass(mass: float | None, console: Console) -> None:
         console.say(
             f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
             "so its scores are mostly noise"
+        )
+
+
+def warn_of_bounds(figures: JudgeFigures, console: Console) -> None:
+    """Says how many scores are bounds, where there are any."""
+    if figures.bounded:
+        console.say(
+            f"judge: {figures.bounded} of {figures.responses} scores are bounds: the server lists too few tokens to "
+            "show every label; they are marked in the rows' evidence"
         )
 
 
@@ -149,6 +177,8 @@ class JudgeFigures:
     responses: int = 0
     missing: int = 0
     truncated: int = 0
+    bounded: int = 0
+    """Scores for which an API did not list every label."""
     scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
@@ -161,6 +191,7 @@ class JudgeFigures:
         self.responses += len(example.scores)
         self.missing += len(example.scores) - len(known)
         self.truncated += sum(score.truncated for score in example.scores)
+        self.bounded += sum(score.evidence.get("bounded", False) for score in example.scores)
         self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
@@ -169,6 +200,8 @@ class JudgeFigures:
     def summary(self) -> Summary:
         """All that was added."""
         counts = {name: getattr(self, name) for name in ("prompts", "responses", "missing", "truncated")}
+        if self.bounded:
+            counts["bounded"] = self.bounded
         return counts | {
             "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selfjudge.backends import Backend, SampleRequest, SampleResult, Sampling
@@ -12,6 +12,7 @@ from selfjudge.config import SampleConfig
 from selfjudge.console import Console
 from selfjudge.inputs import Source, read_prompts
 from selfjudge.judges.yes_no import follow_up, score_of
+from selfjudge.measures import Measure
 from selfjudge.questions import Questions, load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, earlier_rows, step_meta
@@ -34,9 +35,20 @@ def run(config: SampleConfig, console: Console, model: OpenModel | None = None) 
         if not output.finished:
             opened = model or own
             comparison = SeparateComparison(prompts, config.compare_separate if config.in_place else 0)
-            figures = _sample(config, prompts, output, opened.get(config), console, comparison)
+            backend = opened.get(config)
+            opened.estimate(lambda: _rehearse(config, prompts, output, opened))
+            figures = _sample(config, prompts, output, backend, console, comparison)
             output.finish(figures.summary() | comparison.summary(config, opened))
         return output.summary
+
+
+def _rehearse(config: SampleConfig, prompts: Source, output: StepOutput, model: OpenModel) -> None:
+    """Samples without writing anything, for an estimate of the requests."""
+    comparison = SeparateComparison(prompts, config.compare_separate if config.in_place else 0)
+    for examples, _ in _drawn(config, prompts, output, model.get(config)):
+        for example in examples:
+            comparison.seen(example)
+    comparison.summary(config, model)
 
 
 def _sample(
@@ -50,17 +62,12 @@ def _sample(
     figures, computed_again = SampleFigures(), 0
     for row in earlier_rows(output):
         figures.add(comparison.seen(Example.from_json(row)))
-    known = WithCategories(backend, prompts) if config.in_place else prompts
-    requests = Requests(known, _questions(config) if config.in_place else None)
-    waiting = ReadAhead(prompt for prompt in known if prompt.id not in output.done_ids)
-    drawn = backend.generate(requests, sampling(config, config.num_responses), output.done_ids)
     with console.progress("sample", len(prompts), len(output.done_ids), "prompt") as bar:
-        for results in drawn:
-            new = [_sampled(waiting.take(r.key), r) for r in results if r.key not in output.done_ids]
+        for new, again in _drawn(config, prompts, output, backend):
             output.append(example.to_json() for example in new)
             for example in new:
                 figures.add(comparison.seen(example))
-            computed_again += sum(not result.from_cache for result in results)
+            computed_again += again
             bar.update(len(new))
     if computed_again:
         console.say(COMPUTED_AGAIN.format(computed_again))
@@ -69,6 +76,18 @@ def _sample(
 
 def _questions(config: SampleConfig) -> Questions:
     return load_questions(config.questions, config.wording, config.ablation)
+
+
+def _drawn(
+    config: SampleConfig, prompts: Source, output: StepOutput, backend: Backend
+) -> Iterator[tuple[list[Example], int]]:
+    """New examples batch by batch, and how many prompts were computed a second time to be judged."""
+    known = WithCategories(backend, prompts) if config.in_place else prompts
+    requests = Requests(known, _questions(config) if config.in_place else None)
+    waiting = ReadAhead(prompt for prompt in known if prompt.id not in output.done_ids)
+    for results in backend.generate(requests, sampling(config, config.num_responses), output.done_ids):
+        new = [_sampled(waiting.take(r.key), r) for r in results if r.key not in output.done_ids]
+        yield new, sum(not result.from_cache for result in results)
 
 
 class Requests:
@@ -112,16 +131,16 @@ def sampling(config: Any, num_responses: int) -> Sampling:
 
 def _sampled(prompt: Example, result: SampleResult) -> Example:
     scores = tuple(score_of(answer) for answer in result.answers)
-    return replace(prompt, prompt_ids=result.prompt_ids, responses=result.responses, scores=scores)
+    return replace(prompt, prompt_ids=result.prompt_ids or None, responses=result.responses, scores=scores)
 
 
 @dataclass
 class SampleFigures:
-    """Counts of prompts and responses, mean length in tokens, shares unfinished and distinct."""
+    """Counts of prompts and responses, mean length in tokens (where it is known), shares unfinished and distinct."""
 
     prompts: int = 0
     responses: int = 0
-    tokens: int = 0
+    tokens: Measure = field(default_factory=Measure)
     unfinished: int = 0
     distinct: int = 0
 
@@ -129,7 +148,7 @@ class SampleFigures:
         """One prompt with its responses."""
         self.prompts += 1
         self.responses += len(example.responses)
-        self.tokens += sum(len(response.token_ids or ()) for response in example.responses)
+        self.tokens.add(len(response.token_ids) for response in example.responses if response.token_ids is not None)
         self.unfinished += sum(not response.finished for response in example.responses)
         self.distinct += len({response.text for response in example.responses})
 
@@ -138,7 +157,7 @@ class SampleFigures:
         return {
             "prompts": self.prompts,
             "responses": self.responses,
-            "mean_tokens": self.tokens / max(self.responses, 1),
+            "mean_tokens": self.tokens.mean,
             "unfinished_share": self.unfinished / max(self.responses, 1),
             "distinct_share": self.distinct / max(self.responses, 1),
         }
