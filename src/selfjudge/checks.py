@@ -25,6 +25,7 @@ from selfjudge.config import (
     Options,
     QuestionOptions,
     ReportConfig,
+    RescoreConfig,
     SampleConfig,
     SelectConfig,
     TrainConfig,
@@ -219,17 +220,25 @@ def _ignored(config: Options) -> Iterator[str]:
                 yield f"{flag(name)} has no effect with {flag(needed)} {found}; leave it out or use {allowed}"
 
 
+def _seed(config: Any) -> Iterator[str]:
+    if config.judge in COMPARING and config.orders == "both" and "seed" in config.model_fields_set:
+        yield "--seed has no effect with --orders both; leave it out or use --orders one"
+
+
 JUDGING = (JudgeConfig, BenchConfig)
+COMPARING = ("pairwise", "pairwise-verdict")
 DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
     *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("questions", "in_place")],
     (JudgeOptions, "label_mass", "judge", ("yes-no",)),
+    (JudgeOptions, "judge_tokens", "judge", ("rating", "pairwise-verdict")),
+    (JudgeOptions, "orders", "judge", COMPARING),
     (AlignConfig, "in_place", "judge", ("yes-no",)),
     (QuestionOptions, "compare_separate", "in_place", (True,)),
     (SampleConfig, "questions", "in_place", (True,)),
-    *[(kind, "seed", "judge", ("random",)) for kind in JUDGING],
+    *[(kind, "seed", "judge", ("random", *COMPARING)) for kind in JUDGING],
     *[
         (kind, name, "judge", tuple(sorted(NEEDS_MODEL)))
         for kind in JUDGING
@@ -248,11 +257,12 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((AlignConfig,), _no_pipe),
     ((AlignConfig,), _held_out),
     ((TrainOptions,), _training),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
+    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, RescoreConfig), _input_files),
+    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, RescoreConfig), _output),
     ((ReportConfig, DemoConfig, BenchConfig), _output),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
+    (JUDGING, _seed),
     ((ReportConfig,), _run_folder),
     ((ModelOptions,), _vllm),
 ]

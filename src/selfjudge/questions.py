@@ -54,13 +54,8 @@ class Questions:
 
     def separate(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
         """One user turn that quotes the request and the response and ends with the question."""
-        filled = self.layout
         values = (flatten(messages), response, self.question(category), self.answer_format)
-        parts: list[str] = []
-        for placeholder, value in zip(PLACEHOLDERS, values, strict=True):  # one pass: a value may contain braces
-            before, filled = filled.split(placeholder, 1)
-            parts += [before, value]
-        return (Message("user", "".join([*parts, filled])),)
+        return (Message("user", fill(self.layout, dict(zip(PLACEHOLDERS, values, strict=True)))),)
 
     def in_place(self, messages: tuple[Message, ...], response: str, category: str) -> tuple[Message, ...]:
         """The conversation itself, the response as the assistant's turn, the question as the next turn."""
@@ -69,6 +64,15 @@ class Questions:
     def next_turn(self, category: str) -> str:
         """The question by itself, behind a response of the same conversation."""
         return f"{self.question(category)} {self.answer_format}"
+
+
+def fill(layout: str, values: dict[str, str]) -> str:
+    """The layout with each placeholder replaced once; they must stand in the order of `values`."""
+    parts: list[str] = []
+    for placeholder, value in values.items():  # one pass: a value may contain braces
+        before, layout = layout.split(placeholder, 1)
+        parts += [before, value]
+    return "".join([*parts, layout])
 
 
 def flatten(messages: tuple[Message, ...]) -> str:

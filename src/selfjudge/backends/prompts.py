@@ -3,7 +3,7 @@
     prompts = Prompts(renderer, name="my-model", num_embeddings=32000, max_length=4096)
     prompts.ask(label_request).ids          # ends where the label stands
     prompts.check(sample_requests, sampling)
-    prompts.of(sample_request).ids          # ends where the answer starts
+    prompts.of(sample_request, sampling).ids    # ends where the answer starts
 
 Cutting, label ids in context and all refusals are here, so that backends differ in speed alone.
 """
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from selfjudge import labels
-from selfjudge.backends import FollowUp, LabelRequest, SampleRequest, Sampling
+from selfjudge.backends import FollowUp, LabelRequest, Quoted, SampleRequest, Sampling
 from selfjudge.errors import ConfigError, DataError, ModelError
 from selfjudge.records import Response
 from selfjudge.rendering import CUT, Renderer
@@ -38,6 +38,7 @@ class Prompt(NamedTuple):
 
     request: SampleRequest
     ids: list[int]
+    truncated: bool = False
 
 
 class Question(NamedTuple):
@@ -60,16 +61,15 @@ class Prompts:
 
     def ask(self, request: LabelRequest) -> Asked:
         """The prompt that the label follows; the middle of the response is cut where the whole is too long."""
-        text = self.renderer.text(request.render(request.text), thinking=False)
-        ids = self.renderer.encode(text)
-        truncated = len(ids) > self.max_length
-        if truncated:
-            text, ids = self._shorten(request, len(ids))
+        text, ids, truncated = self._fitting(request.quoted, self.max_length, request.group)
         return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
 
-    def of(self, request: SampleRequest) -> Prompt:
-        """The prompt that a response continues."""
-        return Prompt(request, self._known(self.renderer.ids(request.messages)))
+    def of(self, request: SampleRequest, sampling: Sampling) -> Prompt:
+        """The prompt that a response continues; what it quotes is cut so that the new tokens fit, too."""
+        if request.quoted is None:
+            return Prompt(request, self._known(self.renderer.ids(request.messages)))
+        _, ids, truncated = self._fitting(request.quoted, self._room(request, sampling), request.key)
+        return Prompt(request, self._known(ids), truncated)
 
     def question(self, follow_up: FollowUp) -> Question:
         """A follow-up question, from the end of the response on (the token that ends it included) to its answer."""
@@ -90,7 +90,9 @@ class Prompts:
         first = ""
         for request in requests:
             count += 1
-            length, room = len(self.of(request).ids), self._room(request, sampling)
+            if request.quoted is not None:
+                continue  # is made to fit
+            length, room = len(self.of(request, sampling).ids), self._room(request, sampling)
             if length > room:
                 too_long += 1
                 first = first or (
@@ -106,8 +108,9 @@ class Prompts:
         question = len(self.question(request.follow_up).ids) if request.follow_up else 0
         room = self.max_length - sampling.max_new_tokens - question
         if room < 1:
+            option = "--max-new-tokens" if request.quoted is None else "--judge-tokens"
             raise ConfigError(
-                f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
+                f"{option} {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
                 f"tokens of {self.name}; use less"
             )
         return room
@@ -121,17 +124,25 @@ class Prompts:
             )
         return ids
 
-    def _shorten(self, request: LabelRequest, length: int) -> tuple[str, list[int]]:
-        """Cuts the middle of the response until the prompt fits; what stands before and after stays whole."""
-        keep = len(self.renderer.encode(request.text)) - (length - self.max_length) - len(self.renderer.encode(CUT))
+    def _fitting(self, quoted: Quoted, room: int, name: str) -> tuple[str, list[int], bool]:
+        """The question in at most `room` tokens, its ids, and whether a quoted text had to be cut for that."""
+        text = self.renderer.text(quoted.messages, thinking=False)
+        ids = self.renderer.encode(text)
+        return (text, ids, False) if len(ids) <= room else (*self._shorten(quoted, len(ids), room, name), True)
+
+    def _shorten(self, quoted: Quoted, length: int, room: int, name: str) -> tuple[str, list[int]]:
+        """Cuts the middles of the texts until the prompt fits; what stands before, between and after stays whole."""
+        lengths = [len(self.renderer.encode(text)) for text in quoted.texts]
+        keep = sum(lengths) - (length - room) - len(lengths) * len(self.renderer.encode(CUT))
         while keep > 0:
-            text = self.renderer.text(request.render(self.renderer.cut_middle(request.text, keep)), thinking=False)
+            cut = [self.renderer.cut_middle(text, fair_share(lengths, keep)) for text in quoted.texts]
+            text = self.renderer.text(quoted.render(*cut), thinking=False)
             ids = self.renderer.encode(text)
-            if len(ids) <= self.max_length:
+            if len(ids) <= room:
                 return text, ids
-            keep -= len(ids) - self.max_length
+            keep -= len(ids) - room
         raise DataError(
-            f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
+            f"{name}: request and question alone exceed the {room} tokens that {self.name} takes; "
             "remove the row or use a model with a longer context"
         )
 
@@ -140,3 +151,17 @@ class Prompts:
         if key not in self._label_ids:
             self._label_ids[key] = labels.resolve_groups(self.renderer.encode, text, words, self.name)
         return self._label_ids[key]
+
+
+def fair_share(lengths: Sequence[int], total: int) -> int:
+    """The most that each may keep so that all together keep at most `total`: what a short one leaves, others get.
+
+    >>> fair_share([10, 100, 100], 110)
+    50
+    """
+    left = total
+    for count, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        if length * count > left:
+            return left // count
+        left -= length
+    return max(lengths)

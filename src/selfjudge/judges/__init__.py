@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from selfjudge.backends import Backend
+from selfjudge.judges import pairwise, rating, yes_no
 from selfjudge.judges.controls import oracle, random
-from selfjudge.judges.yes_no import YesNo
 from selfjudge.questions import Questions, load_questions
 from selfjudge.records import Example
 
@@ -32,24 +32,57 @@ class JudgeSetup:
     in_place: bool = False
     seed: int = 0
     mass_share: float = 1.0
-    """Share of the responses whose label mass is computed."""
+    """Share of the responses whose label mass is computed, by the yes-no judge."""
+    tokens: int = 256
+    """At most so many are written by the judges that write, per answer."""
+    orders: pairwise.Orders = "both"
+    """In which two responses are compared."""
 
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """How a judge is made, whom it asks, and the unit of its scores."""
+    """How a judge is made, whom it asks, and the unit of its scores.
+
+    `rescore` computes them again from their evidence, without a model; `labels` names what its label mass lies on.
+    """
 
     make: Callable[[JudgeSetup], Judge]
     unit: str
     asks: Literal["language model", "nobody"] = "language model"
+    rescore: Callable[[Example], Example] | None = None
+    labels: str = "Yes and No"
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
-    return YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share)
+    return yes_no.YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share)
+
+
+def _rating(setup: JudgeSetup) -> Judge:
+    return rating.Rating(setup.backends[0], setup.tokens)
+
+
+def _rating_expected(setup: JudgeSetup) -> Judge:
+    return rating.ExpectedRating(setup.backends[0])
+
+
+def _pairwise(setup: JudgeSetup) -> Judge:
+    return pairwise.Pairwise(setup.backends[0], setup.orders, setup.seed)
+
+
+def _pairwise_verdict(setup: JudgeSetup) -> Judge:
+    return pairwise.PairwiseVerdict(setup.backends[0], setup.tokens, setup.orders, setup.seed)
 
 
 JUDGES: dict[str, JudgeKind] = {
-    "yes-no": JudgeKind(_yes_no, "log-odds, nats"),
+    "yes-no": JudgeKind(_yes_no, "log-odds, nats", rescore=yes_no.rescore),
+    "rating": JudgeKind(_rating, "grade, 1 to 5", rescore=rating.rescore),
+    "rating-expected": JudgeKind(
+        _rating_expected, "mean grade, 1 to 5", rescore=rating.rescore_expected, labels="the grades 1 to 5"
+    ),
+    "pairwise": JudgeKind(
+        _pairwise, "log-odds against the others, nats", rescore=pairwise.rescore, labels="the labels A and B"
+    ),
+    "pairwise-verdict": JudgeKind(_pairwise_verdict, "log-strength, nats", rescore=pairwise.rescore_verdicts),
     "oracle": JudgeKind(lambda _: oracle, "+5 or -5", "nobody"),
     "random": JudgeKind(lambda setup: random(setup.seed), "a random number", "nobody"),
 }

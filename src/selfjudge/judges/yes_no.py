@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from selfjudge.backends import Backend, FollowUp, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
+from selfjudge.judges.asking import distinct, evidence
 from selfjudge.questions import Questions
 from selfjudge.readers import hash_share
 from selfjudge.records import Example, Score
@@ -34,9 +36,9 @@ class YesNo:
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with one score per response, in their order."""
         known = classify(self.backend, examples)
-        requests = [self._request(example, text) for example in known for text in _distinct(example)]
+        requests = [self._request(example, text) for example in known for text in distinct(example)]
         results = iter(self.backend.label_logprobs(requests))
-        return [self._with_scores(example, {text: next(results) for text in _distinct(example)}) for example in known]
+        return [self._with_scores(example, {text: next(results) for text in distinct(example)}) for example in known]
 
     def _request(self, example: Example, text: str) -> LabelRequest:
         with_mass = hash_share(f"{example.id}\x1f{text}") < self.mass_share
@@ -55,12 +57,19 @@ def follow_up(questions: Questions, example: Example) -> FollowUp:
     return FollowUp(questions.next_turn(str(example.category)), (questions.yes, questions.no))
 
 
-def _distinct(example: Example) -> list[str]:
-    """Texts to judge: identical responses are asked about once."""
-    return list(dict.fromkeys(response.text for response in example.responses))
-
-
 def score_of(result: LabelResult) -> Score:
     """Log-odds of Yes against No, with the label mass."""
     yes, no = result.logprobs
-    return Score(yes - no, result.mass, result.truncated)
+    kept = {"log_odds": yes - no} if math.isnan(result.mass) else {"yes": yes, "no": no}
+    return Score(yes - no, result.mass, result.truncated, evidence=kept)
+
+
+def rescore(example: Example) -> Example:
+    """The log-odds from the kept log-probabilities. Raises DataError where there are none."""
+    return replace(example, scores=tuple(map(_again, evidence(example, "yes-no", "yes", "log_odds"), example.scores)))
+
+
+def _again(kept: dict[str, float], score: Score) -> Score:
+    """Without the label mass only the difference of the log-probabilities means anything, and only it was kept."""
+    value = kept["log_odds"] if "log_odds" in kept else kept["yes"] - kept["no"]
+    return replace(score, value=value, reason=None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from selfjudge.config import JudgeConfig
+from selfjudge.config import JudgeConfig, JudgeOptions
 from selfjudge.console import Console
 from selfjudge.errors import DataError
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, Judge, JudgeSetup
+from selfjudge.judges.pairwise import order_flips
 from selfjudge.judges.yes_no import YesNo
 from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
 from selfjudge.questions import load_questions
@@ -42,7 +43,7 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
                 comparison = SeparateComparison(examples, asked_twice)
                 figures = judge_rows(examples, judge, output, console, comparison.seen)
                 output.finish(figures.summary() | comparison.summary(config, opened))
-            _warn_of_little_mass(output.summary["mean_label_mass"], console)
+            _warn_of_little_mass(output.summary["mean_label_mass"], JUDGES[config.judge].labels, console)
             return output.summary
 
 
@@ -90,10 +91,10 @@ class SeparateComparison:
         return {"agreement": agreement_figures(list(zip(self._in_place, separate, strict=True)))}
 
 
-def _warn_of_little_mass(mass: float | None, console: Console) -> None:
+def _warn_of_little_mass(mass: float | None, labels: str, console: Console) -> None:
     if mass is not None and mass < LITTLE_MASS:
         console.say(
-            f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
+            f"judge: only {mass:.2%} of the probability is on {labels}: the model is not answering the question, "
             "so its scores are mostly noise"
         )
 
@@ -112,8 +113,10 @@ def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 
     """The judge called `name` with the wording and layout of the config, asking its judging models."""
     kind = JUDGES[name]
     backends = tuple(model.get_all(config, judging_models(config))) if kind.asks == "language model" else ()
-    mass_share = getattr(config, "label_mass", 1.0)  # an evaluation always looks at all of it
-    return kind.make(JudgeSetup(backends, load_questions(config.questions), config.in_place, seed, mass_share))
+    setup = JudgeSetup(backends, load_questions(config.questions), config.in_place, seed)
+    if not isinstance(config, JudgeOptions):  # an evaluation asks the yes-no judge, and looks at all of its label mass
+        return kind.make(setup)
+    return kind.make(replace(setup, mass_share=config.label_mass, tokens=config.judge_tokens, orders=config.orders))
 
 
 def judging_models(config: Any) -> list[str]:
@@ -124,7 +127,7 @@ def judging_models(config: Any) -> list[str]:
 
 @dataclass
 class JudgeFigures:
-    """Counts, mean score and label mass; accuracy where the right responses are known."""
+    """Counts, mean score and label mass; accuracy where the right responses are known, flips where pairs were shown."""
 
     prompts: int = 0
     responses: int = 0
@@ -133,6 +136,7 @@ class JudgeFigures:
     scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
+    flips: Measure = field(default_factory=Measure)
     pairs: JudgedPairs = field(default_factory=JudgedPairs)
 
     def add(self, example: Example) -> None:
@@ -145,6 +149,7 @@ class JudgeFigures:
         self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
+        self.flips.add(order_flips(example))
         self.pairs.add(pair_differences(example))
 
     def summary(self) -> Summary:
@@ -154,5 +159,6 @@ class JudgeFigures:
             "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,
             "mean_margin": self.margins.mean,
+            **({"order_flips": self.flips.mean} if self.flips.count else {}),
             **self.pairs.figures(),
         }
