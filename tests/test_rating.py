@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from commands import done, summary
@@ -41,7 +43,8 @@ class Writer(FakeBackend):
         for request in reversed(list(requests)):  # a backend may finish them in any order
             self.asked.append(request)
             text = self.write(request.messages[-1].content)
-            yield [SampleResult(request.key, (), (Response(text, finished=self.finished),))]
+            if request.key not in done:
+                yield [SampleResult(request.key, (), (Response(text, finished=self.finished),))]
 
 
 def rated(write: Callable[[str], str], asked: Example, finished: bool = True) -> Example:
@@ -168,8 +171,10 @@ def test_many_at_once_are_as_one_by_one(model_folder: Callable[..., str], name: 
         assert [s.evidence.get("text") for s in one.scores] == [s.evidence.get("text") for s in other.scores]
         values, expected = [s.value for s in one.scores], [s.value for s in other.scores]
         assert values == pytest.approx(expected, abs=1e-4, nan_ok=True)
-        assert JUDGES[name].rescore(one) == one or any(map(math.isnan, values))
-    assert together[2].scores[0] is together[2].scores[2]  # asked once
+        rescore = JUDGES[name].rescore
+        assert rescore is not None
+        assert rescore(one).to_json() == one.to_json()
+    assert together[2].scores[0].evidence == together[2].scores[2].evidence != together[2].scores[1].evidence
 
 
 def test_a_long_response_is_cut_to_leave_room_for_the_answer(model_folder: Callable[..., str]) -> None:
@@ -216,12 +221,10 @@ def test_two_texts_are_cut_to_the_same_length(model_folder: Callable[..., str]) 
 
 
 @pytest.mark.parametrize("name", ["yes-no", "rating", "rating-expected", "pairwise", "pairwise-verdict"])
-def test_rescoring_gives_the_stored_scores(tmp_path, name: str) -> None:
+def test_rescoring_gives_the_stored_scores(tmp_path: Path, name: str) -> None:
     """From the rows alone, byte for byte, and the same summary; the judge is read from the meta file."""
     rows = [replace(several()[i % 3], id=f"e{i}", category=CATEGORIES[i % 4], gold=(0,)).to_json() for i in range(30)]
     source, scored, again = (tmp_path / f"{name}.jsonl" for name in ("rows", "scored", "again"))
-    import json
-
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done("judge", "--backend", "fake", "--model", "f", "--judge", name, "--input", source, "--out", scored)
     done("rescore", "--input", scored, "--out", again)
@@ -229,21 +232,21 @@ def test_rescoring_gives_the_stored_scores(tmp_path, name: str) -> None:
     assert summary(scored) == summary(again)
     values = {score["value"] for row in read_rows(scored) for score in row["scores"]}
     assert len(values) > 3
-    assert (None in values) == (name in ("rating", "pairwise-verdict")) or name == "pairwise-verdict"
+    if name != "pairwise-verdict":  # whose one unreadable verdict is seldom the only one on a response
+        assert (None in values) == (name == "rating")
 
 
-def test_rescoring_says_what_is_wrong(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
+def test_rescoring_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, scored, out = (tmp_path / f"{name}.jsonl" for name in ("rows", "scored", "out"))
     source.write_text(json.dumps(several()[0].to_json()) + "\n")
     done("judge", "--backend", "fake", "--model", "f", "--judge", "rating", "--input", source, "--out", scored)
+    capsys.readouterr()
     for arguments, problem in (
         (["--input", str(scored), "--judge", "pairwise"], "e0, response 0: the evidence of its score holds text, but"),
         (["--input", str(source)], "--judge recorded: nothing beside"),
         (["--input", str(source), "--judge", "rating"], "no scores: `selfjudge judge` adds them"),
     ):
-        assert main(["rescore", *arguments, "--out", str(out)]) == 2
+        assert main(["rescore", "--quiet", *arguments, "--out", str(out)]) == 2
         error = capsys.readouterr().err
         assert problem in error
         assert error.count("\n") == 1

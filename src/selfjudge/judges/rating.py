@@ -25,7 +25,7 @@ GRADES = (1, 2, 3, 4, 5)
 
 _NUMBER = r"(?P<grade>-?\d+(?:[.,]\d+)?)(?!\w|%|[.,]\d|[ \t]*(?:-|\u2013|to)[ \t]*\d)"
 _OUT_OF = r"(?:\s*/\s*|\s+out\s+of\s+)(?P<most>\d+(?:\.\d+)?|five)(?!\w|%|\.\d|\s*/)"
-_BETWEEN = r"(?:[ \t*_`:=<>\[({\"'|]|\\boxed|\s-\s|\bis\b|\bof\b|\bwould be\b)+"
+_BETWEEN = r"(?:[ \t*_`:=<>\[({\"'|$]|\\boxed|\s-\s|\bis\b|\bof\b|\bwould be\b)+"
 _MENTIONS = tuple(
     re.compile(pattern, re.IGNORECASE | re.MULTILINE)
     for pattern in (
