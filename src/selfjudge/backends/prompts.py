@@ -141,9 +141,10 @@ class Prompts:
             if len(ids) <= room:
                 return text, ids
             keep -= len(ids) - room
+        shorter = "" if room == self.max_length else ", lower --judge-tokens"
         raise DataError(
-            f"{name}: request and question alone exceed the {room} tokens that {self.name} takes; "
-            "remove the row or use a model with a longer context"
+            f"{name}: request and question alone exceed the {room} tokens that {self.name} takes; remove the row"
+            f"{shorter} or use a model with a longer context"
         )
 
     def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> LabelIds:
