@@ -53,11 +53,19 @@ GUARDS: dict[str, list[str]] = {
         "test_loop::test_a_changed_option_is_refused_and_not_recorded",
         "test_defects::test_every_arm_has_a_folder_of_its_own",
     ],
-    "13 the grade parser reads the prompt": [NOT_YET],
-    "14 the pairwise judge shows the chosen answer first": [NOT_YET],
+    "13 the grade parser reads the prompt": [
+        "test_rating::test_the_prompt_is_never_read",
+        "test_rating::test_grades",
+    ],
+    "14 the pairwise judge shows the chosen answer first": [
+        "test_pairwise::test_a_liking_for_the_first_place_gives_a_tie",
+        "test_pairwise::test_one_order_is_picked_by_neither_place_nor_gold",
+    ],
     "15 a failure on the rejected side counts as right": [
         "test_stats::test_missing_values_are_left_out_of_the_mean",
         "test_selection::test_missing_scores_are_dropped",
+        "test_pairwise::test_an_unreadable_verdict_counts_for_nobody",
+        "test_rating::test_a_missing_grade_is_no_grade",
     ],
     "16 only the diagonal of RM-Bench": ["test_real_input::test_rm_bench_rows_are_judged"],
     "17 settings chosen on the test set": [
@@ -78,7 +86,10 @@ GUARDS: dict[str, list[str]] = {
         "test_loop::test_every_prompt_is_sampled_judged_and_selected_once",
     ],
     "21 the end token appended as text": ["test_rendering::test_the_templates_own_end_of_turn"],
-    "22 equal scores ordered by the alphabet": ["test_selection::test_tie_at_the_top_goes_to_the_first"],
+    "22 equal scores ordered by the alphabet": [
+        "test_selection::test_tie_at_the_top_goes_to_the_first",
+        "test_rating::test_equal_grades_are_a_tie",
+    ],
     "23 options accepted and ignored": [
         "test_config::test_combinations_that_do_nothing_or_cannot_work",
         "test_config::test_an_adapter_keeps_its_rank",

@@ -143,8 +143,7 @@ def test_the_same_answer_for_any_text_before_the_question(model_folder: Callable
 
 
 def shown(model: HFBackend, asked: LabelRequest) -> str:
-    text, _ = model.prompts._shorten(asked)
-    return text
+    return model.prompts._fitting(asked.quoted, model.prompts.max_length, asked.group)[0]
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -64,6 +64,28 @@ def test_label_mass_of_a_share(share: float, low: int, high: int):
     assert {request.text for request in again.asked if request.with_mass} == chosen & set(texts[200:])
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_yes_no_scores_again_from_what_is_valid(share: float):
+    """Without the label mass only the difference of the log-probabilities means anything, and only it is kept."""
+    with open_backend("fake", "any", BackendOptions()) as backend:
+        scored = JUDGES["yes-no"].make(JudgeSetup((NoMass("any", BackendOptions()) if not share else backend,)))(
+            [example("4", "5")]
+        )[0]
+    assert set(scored.scores[0].evidence) == ({"yes", "no"} if share else {"log_odds"})
+    rescore = JUDGES["yes-no"].rescore
+    assert rescore is not None
+    unknown = replace(scored, scores=tuple(replace(score, value=9.0) for score in scored.scores))
+    assert rescore(unknown).to_json() == scored.to_json()
+
+
+class NoMass(FakeBackend):
+    """Gives unnormalised values, as a backend may where no mass is asked for."""
+
+    def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
+        results = super().label_logprobs(requests)
+        return [LabelResult(tuple(value + 7 for value in r.logprobs), math.nan, False) for r in results]
+
+
 def test_yes_no_asks_once_for_repeated_responses():
     backend = Scripted({"4": (0.6, 0.2), "5": (0.1, 0.4)})
     scored = JUDGES["yes-no"].make(JudgeSetup((backend,)))([example("4", "5", "4", "4")])[0]

@@ -28,6 +28,7 @@ from selfjudge.config import (
     Options,
     QuestionOptions,
     ReportConfig,
+    RescoreConfig,
     SampleConfig,
     SearchQuestionsConfig,
     SelectConfig,
@@ -298,9 +299,15 @@ def _ignored(config: Options) -> Iterator[str]:
                 yield f"{flag(name)} has no effect with {flag(needed)} {found}; leave it out or use {allowed}"
 
 
+def _seed(config: Any) -> Iterator[str]:
+    if config.judge in COMPARING and config.orders == "both" and "seed" in config.model_fields_set:
+        yield "--seed has no effect with --orders both; leave it out or use --orders one"
+
+
 JUDGING = (JudgeConfig, BenchConfig)
 LOCAL_OPTIONS = ("device", "dtype", "trust_remote_code", "threads", "max_length")
 """What a server has decided by itself."""
+COMPARING = ("pairwise", "pairwise-verdict")
 DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
@@ -312,8 +319,10 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (AlignConfig, "in_place", "judge", ("yes-no",)),
     (QuestionOptions, "compare_separate", "in_place", (True,)),
     *[(SampleConfig, name, "in_place", (True,)) for name in ("questions", "wording", "ablation")],
-    *[(kind, "seed", "judge", ("random",)) for kind in JUDGING],
+    *[(kind, "seed", "judge", ("random", *COMPARING)) for kind in JUDGING],
     (BenchConfig, "check_routing", "judge", tuple(sorted(NEEDS_MODEL))),
+    (JudgeOptions, "judge_tokens", "judge", ("rating", "pairwise-verdict")),
+    (JudgeOptions, "orders", "judge", COMPARING),
     *[
         (kind, name, "judge", tuple(sorted(NEEDS_MODEL)))
         for kind in JUDGING
@@ -339,10 +348,19 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((AlignConfig,), _held_out),
     ((TrainOptions,), _training),
     (
-        (SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, SearchQuestionsConfig),
+        (
+            SampleConfig,
+            JudgeConfig,
+            SelectConfig,
+            TrainConfig,
+            EvaluateConfig,
+            AlignConfig,
+            SearchQuestionsConfig,
+            RescoreConfig,
+        ),
         _input_files,
     ),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
+    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, RescoreConfig), _output),
     ((ExportConfig,), _input_files),
     ((ExportConfig,), _export_file),
     ((ReportConfig, DemoConfig, BenchConfig, SearchQuestionsConfig), _output),
@@ -350,6 +368,7 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((JudgeOptions,), _judging_models),
     ((JudgeOptions,), _committee),
     ((AlignConfig,), _reward_model),
+    (JUDGING, _seed),
     ((ReportConfig,), _run_folder),
     ((ModelOptions,), _vllm),
     ((ModelOptions,), _api),

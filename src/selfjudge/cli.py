@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "demo": (configs.DemoConfig, "selfjudge.demo"),
     "sample": (configs.SampleConfig, "selfjudge.steps.sample"),
     "judge": (configs.JudgeConfig, "selfjudge.steps.judge"),
+    "rescore": (configs.RescoreConfig, "selfjudge.steps.rescore"),
     "select": (configs.SelectConfig, "selfjudge.steps.select"),
     "train": (configs.TrainConfig, "selfjudge.steps.train"),
     "evaluate": (configs.EvaluateConfig, "selfjudge.steps.evaluate"),

@@ -148,7 +148,17 @@ class QuestionOptions(Options):
     )
 
 
-JudgeName = Literal["yes-no", "committee", "reward-model", "oracle", "random"]
+JudgeName = Literal[
+    "yes-no",
+    "committee",
+    "rating",
+    "rating-expected",
+    "pairwise",
+    "pairwise-verdict",
+    "reward-model",
+    "oracle",
+    "random",
+]
 
 
 class JudgeOptions(RowOptions, QuestionOptions):
@@ -156,8 +166,10 @@ class JudgeOptions(RowOptions, QuestionOptions):
 
     judge: JudgeName = option(
         "yes-no",
-        "yes-no asks the model; committee is the vote of several wordings and models; reward-model is a sequence "
-        "classifier (always in transformers); oracle compares with the reference; random is a control",
+        "yes-no asks whether a response is good; committee is the vote of several wordings and models; rating has the "
+        "model write a grade, rating-expected takes the mean over the grade's probabilities; pairwise compares every "
+        "two responses, pairwise-verdict has the model write which is better; reward-model is a sequence classifier "
+        "(always in transformers); oracle compares with the reference; random is a control",
     )
     layout: Layout = option("chat", LAYOUT)
     judge_model: str | None = option(
@@ -170,6 +182,12 @@ class JudgeOptions(RowOptions, QuestionOptions):
         "soft", "committee: soft votes are probabilities, hard ones 1, 0, or 1/2 for a tie"
     )
     label_mass: float = option(1.0, "share of the responses whose label mass is computed; 0: none", ge=0, le=1)
+    judge_tokens: int = option(256, "rating and pairwise-verdict: tokens of the judge's answer at most", ge=1)
+    orders: Literal["both", "one"] = option(
+        "both",
+        "pairwise judges: show every two responses in both orders, or in one that a hash picks, which is half the "
+        "work but leaves a liking for a place in the scores",
+    )
 
 
 class SelectOptions(Options):
@@ -231,13 +249,23 @@ class SampleConfig(ModelOptions, SampleOptions, QuestionOptions):
 
 
 class JudgeConfig(ModelOptions, JudgeOptions):
-    """Score responses: log p(Yes) - log p(No), or a control judge."""
+    """Score responses: log p(Yes) - log p(No), a grade, comparisons, or a control judge."""
 
     model: str | None = option(None, "model folder, hub name or lab; not needed by oracle and random")  # pyright: ignore
     input: str = option("-", "rows with responses: a file in any accepted format, lab, or - for JSONL on stdin")
     out: str = option("-", "JSONL file to append to, - for stdout", changes_result=False)
-    seed: int = option(0, "seed of the random judge", ge=0)
+    seed: int = option(0, "seed of the random judge, and of what --orders one picks", ge=0)
     limit: int = option(0, "judge the first N rows; 0: all", ge=0)
+
+
+class RescoreConfig(Options):
+    """Compute scores again from their stored evidence, without a model."""
+
+    input: str = option("-", "scored rows: a JSONL file, - for stdin")
+    out: str = option("-", "JSONL file to append to, - for stdout", changes_result=False)
+    judge: Literal["recorded", "yes-no", "rating", "rating-expected", "pairwise", "pairwise-verdict"] = option(
+        "recorded", "the judge that scored the rows; recorded: the one in the input's meta file"
+    )
 
 
 class SelectConfig(SelectOptions):

@@ -102,13 +102,8 @@ class Questions:
 
     def separate(self, messages: tuple[Message, ...], response: str, topic: str) -> tuple[Message, ...]:
         """One user turn that quotes the request and the response and ends with the question."""
-        filled = self.layout
         values = (flatten(messages), response, self.question(topic), self.answer_format)
-        parts: list[str] = []
-        for placeholder, value in zip(PLACEHOLDERS, values, strict=True):  # one pass: a value may contain braces
-            before, filled = filled.split(placeholder, 1)
-            parts += [before, value]
-        text = "".join([*parts, filled])
+        text = fill(self.layout, dict(zip(PLACEHOLDERS, values, strict=True)))
         return (Message("user", text if self.answer_format else text.rstrip()),)
 
     def in_place(self, messages: tuple[Message, ...], response: str, topic: str) -> tuple[Message, ...]:
@@ -125,6 +120,15 @@ class Questions:
         question = self.next_turn(topic)
         text = f"Given the following:\n{quoted}{question}" if self.ends_with_question else f"{question}\n{quoted}"
         return (Message("user", text),)
+
+
+def fill(layout: str, values: dict[str, str]) -> str:
+    """The layout with each placeholder replaced once; they must stand in the order of `values`."""
+    parts: list[str] = []
+    for placeholder, value in values.items():  # one pass: a value may contain braces
+        before, layout = layout.split(placeholder, 1)
+        parts += [before, value]
+    return "".join([*parts, layout])
 
 
 def flatten(messages: tuple[Message, ...]) -> str:

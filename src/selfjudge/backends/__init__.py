@@ -23,21 +23,41 @@ Messages = tuple[Message, ...]
 class LabelRequest:
     """Ask which label comes next.
 
-    `group` names the example: neighbours of one group share their beginning. `render(text)` gives the messages to
-    show; `text` (the response) is the part whose middle may be cut when the whole is longer than the context. `labels`
-    holds the spellings of each label. Without `with_mass` the total probability of the labels is not computed, and only
-    differences of the log-probabilities mean anything.
+    `group` names the example: neighbours of one group share their beginning. `render(text, *more)` gives the messages
+    to show; `text` (the response) and `more` (further responses) are the parts whose middle may be cut when the whole
+    is longer than the context. `labels` holds the spellings of each label. Without `with_mass` the total probability of
+    the labels is not computed, and only differences of the log-probabilities mean anything.
 
     `layout` reference is for comparison with the reference implementation: the content of the one message is read raw,
     without a chat template, cut at the right after 1,024 tokens, and a label is all pieces of its words added up.
     """
 
     group: str
-    render: Callable[[str], Messages]
+    render: Callable[..., Messages]
     text: str
     labels: tuple[tuple[str, ...], ...]
     with_mass: bool = True
     layout: Literal["chat", "reference"] = "chat"
+    more: tuple[str, ...] = ()
+
+    @property
+    def quoted(self) -> Quoted:
+        """What is shown."""
+        return Quoted(self.render, (self.text, *self.more))
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """A judge's question around texts whose middles may be cut, each to the same length, to fit the context."""
+
+    render: Callable[..., Messages]
+    """Takes the texts, whole or cut."""
+    texts: tuple[str, ...]
+
+    @property
+    def messages(self) -> Messages:
+        """With whole texts."""
+        return self.render(*self.texts)
 
 
 class LabelResult(NamedTuple):
@@ -85,17 +105,23 @@ class FollowUp:
 
 
 class SampleRequest(NamedTuple):
-    """`key` names the prompt; with the seed it fixes the random numbers of its samples."""
+    """`key` names the prompt; with the seed it fixes the random numbers of its samples.
+
+    A prompt that is too long is an error, unless it is `quoted`: the same messages as a judge's question that may quote
+    less. Such a question never opens a thinking part.
+    """
 
     key: str
     messages: Messages
     follow_up: FollowUp | None = None
+    quoted: Quoted | None = None
 
 
 class SampleResult(NamedTuple):
     """`prompt_ids` is the rendered prompt that the responses continue; `answers` to the follow-up, one per response.
 
-    `from_cache` is False where the model's cache could not be continued and the answers were computed from the start.
+    `from_cache` is False where the model's cache could not be continued and the answers were computed from the start;
+    `truncated` is True where a quoted text was cut to fit the context.
     """
 
     key: str
@@ -103,6 +129,7 @@ class SampleResult(NamedTuple):
     responses: tuple[Response, ...]
     answers: tuple[LabelResult, ...] = ()
     from_cache: bool = True
+    truncated: bool = False
 
 
 class Backend(Protocol):

@@ -7,7 +7,15 @@ import math
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
-from selfjudge.backends import BackendOptions, LabelRequest, LabelResult, SampleRequest, SampleResult, Sampling
+from selfjudge.backends import (
+    BackendOptions,
+    LabelRequest,
+    LabelResult,
+    Messages,
+    SampleRequest,
+    SampleResult,
+    Sampling,
+)
 from selfjudge.records import Message, Response
 
 
@@ -26,7 +34,7 @@ class FakeBackend:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: LabelRequest) -> LabelResult:
-        shown = "".join(message.content for message in request.render(request.text))
+        shown = "".join(message.content for message in request.quoted.messages)
         weights = [1 + _number(shown, index, 1000) for index in range(len(request.labels))]
         total = sum(weights) * 1.25  # a fifth of the mass lies on other tokens
         return LabelResult(tuple(math.log(weight / total) for weight in weights), sum(weights) / total, False)
@@ -42,7 +50,8 @@ class FakeBackend:
 
     def _sample(self, request: SampleRequest, sampling: Sampling) -> SampleResult:
         prompt = "".join(message.content for message in request.messages)
-        responses = tuple(self._respond(sampling.stream(request.key, k)) for k in range(sampling.num_responses))
+        streams = [sampling.stream(request.key, k) for k in range(sampling.num_responses)]
+        responses = tuple(_judgement(prompt) if request.quoted else self._respond(stream) for stream in streams)
         answers = tuple(self._follow(request, response.text) for response in responses) if request.follow_up else ()
         return SampleResult(request.key, tuple(prompt.encode()), responses, answers)
 
@@ -50,11 +59,22 @@ class FakeBackend:
         """As the same question gets it from `label_logprobs` when it is put as the next turn."""
         assert request.follow_up is not None
         turns = (*request.messages, Message("assistant", response), Message("user", request.follow_up.question))
-        return self._answer(LabelRequest(request.key, lambda _: turns, response, request.follow_up.labels))
+
+        def render(_: str) -> Messages:
+            return turns
+
+        return self._answer(LabelRequest(request.key, render, response, request.follow_up.labels))
 
     def _respond(self, stream: int) -> Response:
         text = f"answer {stream % 7}"
         return Response(text, (*text.encode(), 0), -1.0 - stream % 97 / 10, finished=stream % 11 > 0)
+
+
+def _judgement(prompt: str) -> Response:
+    """What a judge of either kind may write: a grade and a verdict, now and then neither."""
+    grade, verdict = 1 + _number(prompt, 0, 5), ("A", "B", "Tie")[_number(prompt, 1, 3)]
+    text = f"Score: {grade}\nVerdict: {verdict}" if _number(prompt, 2, 10) else "Nothing to say."
+    return Response(text, (*text.encode(), 0), -1.0)
 
 
 def _number(text: str, index: int, below: int) -> int:

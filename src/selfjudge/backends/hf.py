@@ -124,7 +124,7 @@ class HFBackend:
         """See `Backend`. Pools of batches are planned over windows of the requests, the same ones on a restart."""
         self.prompts.check(requests, sampling)
         remaining = iter(requests)
-        while window := [self.prompts.of(request) for request in islice(remaining, PLANNED_TOGETHER)]:
+        while window := [self.prompts.of(request, sampling) for request in islice(remaining, PLANNED_TOGETHER)]:
             for pool, places in self._plan(window, sampling):
                 if not all(prompt.request.key in done for prompt in pool):
                     yield from self._sample_pool(pool, places, sampling)
@@ -282,4 +282,4 @@ def _not_computed(response: Response) -> tuple[int, ...]:
 def _result(prompt: Prompt, drawn: Sequence[tuple[Response, LabelResult | None]], from_cache: bool) -> SampleResult:
     responses = tuple(response for response, _ in drawn)
     answers = tuple(answer for _, answer in drawn if answer is not None)
-    return SampleResult(prompt.request.key, tuple(prompt.ids), responses, answers, from_cache)
+    return SampleResult(prompt.request.key, tuple(prompt.ids), responses, answers, from_cache, prompt.truncated)

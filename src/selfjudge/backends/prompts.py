@@ -3,7 +3,7 @@
     prompts = Prompts(renderer, name="my-model", num_embeddings=32000, max_length=4096)
     prompts.ask(label_request).ids          # ends where the label stands
     prompts.check(sample_requests, sampling)
-    prompts.of(sample_request).ids          # ends where the answer starts
+    prompts.of(sample_request, sampling).ids    # ends where the answer starts
 
 Cutting, label ids in context and all refusals are here, so that backends differ in speed alone.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from selfjudge import labels
-from selfjudge.backends import FollowUp, LabelRequest, SampleRequest, Sampling
+from selfjudge.backends import FollowUp, LabelRequest, Quoted, SampleRequest, Sampling
 from selfjudge.errors import ConfigError, DataError, ModelError
 from selfjudge.records import Response
 from selfjudge.rendering import CUT, Renderer
@@ -39,6 +39,7 @@ class Prompt(NamedTuple):
 
     request: SampleRequest
     ids: list[int]
+    truncated: bool = False
 
 
 class Question(NamedTuple):
@@ -63,11 +64,7 @@ class Prompts:
         """The prompt that the label follows; the middle of the response is cut where the whole is too long."""
         if request.layout == "reference":
             return self._ask_as_reference(request)
-        text = self.renderer.text(request.render(request.text), thinking=False)
-        ids = self.renderer.encode(text)
-        truncated = len(ids) > self.max_length
-        if truncated:
-            text, ids = self._shorten(request)
+        text, ids, truncated = self._fitting(request.quoted, self.max_length, request.group)
         return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
 
     def _ask_as_reference(self, request: LabelRequest) -> Asked:
@@ -91,9 +88,12 @@ class Prompts:
         )
         return Asked(self._known(ids), tuple(pieces), truncated, request.with_mass)
 
-    def of(self, request: SampleRequest) -> Prompt:
-        """The prompt that a response continues."""
-        return Prompt(request, self._known(self.renderer.ids(request.messages)))
+    def of(self, request: SampleRequest, sampling: Sampling) -> Prompt:
+        """The prompt that a response continues; what it quotes is cut so that the new tokens fit, too."""
+        if request.quoted is None:
+            return Prompt(request, self._known(self.renderer.ids(request.messages)))
+        _, ids, truncated = self._fitting(request.quoted, self._room(request, sampling), request.key)
+        return Prompt(request, self._known(ids), truncated)
 
     def question(self, follow_up: FollowUp) -> Question:
         """A follow-up question, from the end of the response on (the token that ends it included) to its answer."""
@@ -114,7 +114,9 @@ class Prompts:
         first = ""
         for request in requests:
             count += 1
-            length, room = len(self.of(request).ids), self._room(request, sampling)
+            if request.quoted is not None:
+                continue  # is made to fit
+            length, room = len(self.of(request, sampling).ids), self._room(request, sampling)
             if length > room:
                 too_long += 1
                 first = first or (
@@ -130,8 +132,9 @@ class Prompts:
         question = len(self.question(request.follow_up).ids) if request.follow_up else 0
         room = self.max_length - sampling.max_new_tokens - question
         if room < 1:
+            option = "--max-new-tokens" if request.quoted is None else "--judge-tokens"
             raise ConfigError(
-                f"--max-new-tokens {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
+                f"{option} {sampling.max_new_tokens} leaves no room for a prompt in the {self.max_length} "
                 f"tokens of {self.name}; use less"
             )
         return room
@@ -145,19 +148,24 @@ class Prompts:
             )
         return ids
 
-    def _shorten(self, request: LabelRequest) -> tuple[str, list[int]]:
-        shown = cut_to_fit(
-            self.renderer,
-            lambda text: self.renderer.text(request.render(text), thinking=False),
-            request.text,
-            self.max_length,
-        )
-        if shown is None:
+    def _fitting(self, quoted: Quoted, room: int, name: str) -> tuple[str, list[int], bool]:
+        """The question in at most `room` tokens, its ids, and whether a quoted text had to be cut for that."""
+
+        def render(*texts: str) -> str:
+            return self.renderer.text(quoted.render(*texts), thinking=False)
+
+        text = render(*quoted.texts)
+        ids = self.renderer.encode(text)
+        if len(ids) <= room:
+            return text, ids, False
+        cut = cut_to_fit(self.renderer, render, quoted.texts, room)
+        if cut is None:
+            shorter = "" if room == self.max_length else ", lower --judge-tokens"
             raise DataError(
-                f"{request.group}: request and question alone exceed the {self.max_length} tokens of {self.name}; "
-                "remove the row or use a model with a longer context"
+                f"{name}: request and question alone exceed the {room} tokens that {self.name} takes; remove the row"
+                f"{shorter} or use a model with a longer context"
             )
-        return shown
+        return (*cut, True)
 
     def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> LabelIds:
         key = (text[-LABEL_TAIL:], words)
@@ -167,18 +175,33 @@ class Prompts:
 
 
 def cut_to_fit(
-    renderer: Renderer, render: Callable[[str], str], response: str, max_length: int
+    renderer: Renderer, render: Callable[..., str], texts: Sequence[str], room: int
 ) -> tuple[str, list[int]] | None:
-    """Cuts the middle of a response until `render` of it fits; what stands before and after stays whole.
+    """Cuts the middles of the texts, each to the same length, until `render` of them fits; the rest stays whole.
 
-    Returns text and ids; None where it cannot fit even without the response.
+    Returns text and ids of at most `room` tokens; None where it cannot fit even without the texts.
     """
-    length = len(renderer.encode(render(response)))
-    keep = len(renderer.encode(response)) - (length - max_length) - len(renderer.encode(CUT))
+    lengths = [len(renderer.encode(text)) for text in texts]
+    beyond = len(renderer.encode(render(*texts))) - room
+    keep = sum(lengths) - beyond - len(lengths) * len(renderer.encode(CUT))
     while keep > 0:
-        text = render(renderer.cut_middle(response, keep))
+        text = render(*(renderer.cut_middle(text, fair_share(lengths, keep)) for text in texts))
         ids = renderer.encode(text)
-        if len(ids) <= max_length:
+        if len(ids) <= room:
             return text, ids
-        keep -= len(ids) - max_length
+        keep -= len(ids) - room
     return None
+
+
+def fair_share(lengths: Sequence[int], total: int) -> int:
+    """The most that each may keep so that all together keep at most `total`: what a short one leaves, others get.
+
+    >>> fair_share([10, 100, 100], 110)
+    50
+    """
+    left = total
+    for count, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        if length * count > left:
+            return left // count
+        left -= length
+    return max(lengths)

@@ -76,7 +76,7 @@ class RewardModel:
         ids = self.renderer.encode(render(conversation.response))
         truncated = len(ids) > self.max_length
         if truncated:
-            cut = cut_to_fit(self.renderer, render, conversation.response, self.max_length)
+            cut = cut_to_fit(self.renderer, render, [conversation.response], self.max_length)
             if cut is None:
                 raise DataError(
                     f"{conversation.key}: the prompt alone exceeds the {self.max_length} tokens of {self.name}; remove "

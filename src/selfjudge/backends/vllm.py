@@ -84,7 +84,7 @@ class VLLMBackend:
     ) -> Iterator[list[SampleResult]]:
         """See `Backend`. Prompts are handed over as engines become free, and come back in the order they finish."""
         self.prompts.check(requests, sampling)
-        prompts = (self.prompts.of(request) for request in requests if request.key not in done)
+        prompts = (self.prompts.of(request, sampling) for request in requests if request.key not in done)
         for arrived in self.processes.run([(prompt, self._draw(prompt, sampling))] for prompt in prompts):
             yield [self._sampled(prompt, result) for prompt, result in arrived]
 
@@ -111,7 +111,7 @@ class VLLMBackend:
         label_ids = self._question(prompt).label_ids
         responses = tuple(self.prompts.response(one.ids, one.logprob, one.finished) for one in result.sequences)
         answers = tuple(label_result(answer.logprobs, label_ids, True, False) for answer in result.answers)
-        return SampleResult(prompt.request.key, tuple(prompt.ids), responses, answers)
+        return SampleResult(prompt.request.key, tuple(prompt.ids), responses, answers, truncated=prompt.truncated)
 
 
 def engine_settings(source: ModelSource, max_length: int) -> Settings:

@@ -15,10 +15,10 @@ from typing import Literal
 
 from selfjudge.backends import Backend, Scorer
 from selfjudge.errors import ConfigError
+from selfjudge.judges import pairwise, rating, yes_no
 from selfjudge.judges.committee import Committee, annotators_of, problems
 from selfjudge.judges.controls import oracle, random
 from selfjudge.judges.reward_model import reward_model
-from selfjudge.judges.yes_no import YesNo
 from selfjudge.questions import Questions, load_questions
 from selfjudge.records import Example
 
@@ -35,7 +35,7 @@ class JudgeSetup:
     in_place: bool = False
     seed: int = 0
     mass_share: float = 1.0
-    """Share of the responses whose label mass is computed."""
+    """Share of the responses whose label mass is computed, by the judges that ask Yes or No."""
     layout: Literal["chat", "reference"] = "chat"
     annotators: int = 0
     """Of the committee; 0: every wording put to every model."""
@@ -44,19 +44,44 @@ class JudgeSetup:
     """Names of the backends' models, for the committee."""
     scorers: tuple[Scorer, ...] = ()
     """The reward model, for the judge that asks one."""
+    tokens: int = 256
+    """At most so many are written by the judges that write, per answer."""
+    orders: pairwise.Orders = "both"
+    """In which two responses are compared."""
 
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """How a judge is made, whom it asks, and the unit of its scores."""
+    """How a judge is made, whom it asks, and the unit of its scores.
+
+    `rescore` computes them again from their evidence, without a model; `labels` names what its label mass lies on.
+    """
 
     make: Callable[[JudgeSetup], Judge]
     unit: str
     asks: Literal["language model", "reward model", "nobody"] = "language model"
+    rescore: Callable[[Example], Example] | None = None
+    labels: str = "Yes and No"
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
-    return YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share, setup.layout)
+    return yes_no.YesNo(setup.backends[0], setup.questions, setup.in_place, setup.mass_share, setup.layout)
+
+
+def _rating(setup: JudgeSetup) -> Judge:
+    return rating.Rating(setup.backends[0], setup.tokens)
+
+
+def _rating_expected(setup: JudgeSetup) -> Judge:
+    return rating.ExpectedRating(setup.backends[0])
+
+
+def _pairwise(setup: JudgeSetup) -> Judge:
+    return pairwise.Pairwise(setup.backends[0], setup.orders, setup.seed)
+
+
+def _pairwise_verdict(setup: JudgeSetup) -> Judge:
+    return pairwise.PairwiseVerdict(setup.backends[0], setup.tokens, setup.orders, setup.seed)
 
 
 def _committee(setup: JudgeSetup) -> Judge:
@@ -67,7 +92,15 @@ def _committee(setup: JudgeSetup) -> Judge:
 
 
 JUDGES: dict[str, JudgeKind] = {
-    "yes-no": JudgeKind(_yes_no, "log-odds, nats"),
+    "yes-no": JudgeKind(_yes_no, "log-odds, nats", rescore=yes_no.rescore),
+    "rating": JudgeKind(_rating, "grade, 1 to 5", rescore=rating.rescore),
+    "rating-expected": JudgeKind(
+        _rating_expected, "mean grade, 1 to 5", rescore=rating.rescore_expected, labels="the grades 1 to 5"
+    ),
+    "pairwise": JudgeKind(
+        _pairwise, "log-odds against the others, nats", rescore=pairwise.rescore, labels="the labels A and B"
+    ),
+    "pairwise-verdict": JudgeKind(_pairwise_verdict, "log-strength, nats", rescore=pairwise.rescore_verdicts),
     "committee": JudgeKind(_committee, "log-strength, nats, mean 0 over the responses to a prompt"),
     "reward-model": JudgeKind(lambda setup: reward_model(setup.scorers[0]), "logit", "reward model"),
     "oracle": JudgeKind(lambda _: oracle, "+5 or -5", "nobody"),

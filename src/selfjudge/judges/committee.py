@@ -26,7 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from selfjudge.backends import Backend
 from selfjudge.categories import classify
 from selfjudge.errors import ConfigError
-from selfjudge.judges.yes_no import YesNo, distinct_texts, score_of
+from selfjudge.judges.asking import distinct
+from selfjudge.judges.yes_no import YesNo, score_of
 from selfjudge.questions import Questions
 from selfjudge.ranking import hard_votes, votes_from_scores, zermelo
 from selfjudge.records import Example, Score
@@ -83,7 +84,7 @@ class Committee:
         Those about the same response stand together, so that request and response are computed once for all of them.
         """
         absent = Score(math.nan)
-        given = [{text: [absent] * len(self.annotators) for text in distinct_texts(e)} for e in examples]
+        given = [{text: [absent] * len(self.annotators) for text in distinct(e)} for e in examples]
         for members in self._by_backend():
             asked = [(place, text, k) for place, texts in enumerate(given) for text in texts for k in members]
             requests = [self.annotators[k].judge.request(examples[place], text) for place, text, k in asked]

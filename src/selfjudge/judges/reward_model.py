@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from selfjudge.backends import Conversation, Scorer
-from selfjudge.judges.yes_no import distinct_texts
+from selfjudge.judges.asking import distinct
 from selfjudge.records import Example, Score
 
 
@@ -15,11 +15,9 @@ def reward_model(scorer: Scorer) -> Callable[[Sequence[Example]], list[Example]]
     """A judge that asks the scorer once for each distinct response."""
 
     def judge(examples: Sequence[Example]) -> list[Example]:
-        asked = [
-            Conversation(example.id, example.messages, text) for example in examples for text in distinct_texts(example)
-        ]
+        asked = [Conversation(example.id, example.messages, text) for example in examples for text in distinct(example)]
         scores = (_score(logit, truncated) for logit, truncated in scorer.score(asked))
-        return [_with_scores(example, {text: next(scores) for text in distinct_texts(example)}) for example in examples]
+        return [_with_scores(example, {text: next(scores) for text in distinct(example)}) for example in examples]
 
     return judge
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Literal
 
 from selfjudge.backends import Backend, FollowUp, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
+from selfjudge.judges.asking import distinct, evidence
 from selfjudge.questions import REFERENCE_NO, REFERENCE_YES, Questions
 from selfjudge.readers import hash_share
 from selfjudge.records import Example, Score
@@ -48,11 +50,9 @@ class YesNo:
     def __call__(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with one score per response, in their order."""
         known = classify(self.backend, examples)
-        requests = [self.request(example, text) for example in known for text in distinct_texts(example)]
+        requests = [self.request(example, text) for example in known for text in distinct(example)]
         results = iter(self.backend.label_logprobs(requests))
-        return [
-            self._with_scores(example, {text: next(results) for text in distinct_texts(example)}) for example in known
-        ]
+        return [self._with_scores(example, {text: next(results) for text in distinct(example)}) for example in known]
 
     def request(self, example: Example, text: str) -> LabelRequest:
         """The question about one response to an example whose category is known."""
@@ -73,13 +73,21 @@ def follow_up(questions: Questions, example: Example) -> FollowUp:
     return FollowUp(questions.next_turn(questions.topic(example)), (questions.yes, questions.no))
 
 
-def distinct_texts(example: Example) -> list[str]:
-    """Texts to judge: identical responses are asked about once."""
-    return list(dict.fromkeys(response.text for response in example.responses))
-
-
 def score_of(result: LabelResult) -> Score:
     """Log-odds of Yes against No, with the label mass; a bound where an API did not list one of them."""
     yes, no = result.logprobs
-    evidence = {"bounded": True} if result.bounded else {}
-    return Score(yes - no, result.mass, result.truncated, result.reason, evidence)
+    kept: dict[str, Any] = {"log_odds": yes - no} if math.isnan(result.mass) else {"yes": yes, "no": no}
+    if result.bounded:
+        kept["bounded"] = True
+    return Score(yes - no, result.mass, result.truncated, result.reason, {} if result.reason else kept)
+
+
+def rescore(example: Example) -> Example:
+    """The log-odds from the kept log-probabilities. Raises DataError where there are none."""
+    return replace(example, scores=tuple(map(_again, evidence(example, "yes-no", "yes", "log_odds"), example.scores)))
+
+
+def _again(kept: dict[str, float], score: Score) -> Score:
+    """Without the label mass only the difference of the log-probabilities means anything, and only it was kept."""
+    value = kept["log_odds"] if "log_odds" in kept else kept["yes"] - kept["no"]
+    return replace(score, value=value, reason=None)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from selfjudge.config import JudgeConfig
+from selfjudge.config import JudgeConfig, JudgeOptions
 from selfjudge.console import Console
 from selfjudge.errors import DataError
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, Judge, JudgeSetup
+from selfjudge.judges.pairwise import order_flips
 from selfjudge.judges.yes_no import YesNo
 from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
 from selfjudge.questions import load_questions
@@ -47,7 +48,7 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
                 comparison = SeparateComparison(examples, asked_twice)
                 figures = judge_rows(examples, judge, output, console, comparison.seen)
                 output.finish(figures.summary() | comparison.summary(config, opened))
-            _warn_of_little_mass(output.summary["mean_label_mass"], console)
+            _warn_of_little_mass(output.summary["mean_label_mass"], JUDGES[config.judge].labels, console)
             warn_of_bounds(figures, console)
             return output.summary
 
@@ -114,10 +115,10 @@ class SeparateComparison:
         return {"agreement": agreement_figures(list(zip(self._in_place, separate, strict=True)))}
 
 
-def _warn_of_little_mass(mass: float | None, console: Console) -> None:
+def _warn_of_little_mass(mass: float | None, labels: str, console: Console) -> None:
     if mass is not None and mass < LITTLE_MASS:
         console.say(
-            f"judge: only {mass:.2%} of the probability is on Yes and No: the model is not answering the question, "
+            f"judge: only {mass:.2%} of the probability is on {labels}: the model is not answering the question, "
             "so its scores are mostly noise"
         )
 
@@ -145,21 +146,17 @@ def make_judge(config: Any, model: OpenModel, name: str = "yes-no", seed: int = 
     """The judge called `name` with the wording and layout of the config, asking its judging models."""
     kind = JUDGES[name]
     names = judging_models(config)
-    setup = JudgeSetup(
-        questions=load_questions(config.questions, config.wording, config.ablation),
-        in_place=config.in_place,
-        seed=seed,
-        mass_share=getattr(config, "label_mass", 1.0),  # an evaluation always looks at all of it
-        annotators=getattr(config, "annotators", 0),
-        votes=getattr(config, "votes", "soft"),
-        layout=config.layout,
-    )
+    questions = load_questions(config.questions, config.wording, config.ablation)
+    setup = JudgeSetup(questions=questions, in_place=config.in_place, seed=seed, layout=config.layout)
     if config.layout == "reference" and name == "yes-no":
         model.say(AS_REFERENCE)
     if kind.asks == "language model":
         setup = replace(setup, backends=tuple(model.get_all(config, names)), models=tuple(names))
     if kind.asks == "reward model":
         setup = replace(setup, scorers=tuple(model.get_all(config, names, kind.asks)))
+    if isinstance(config, JudgeOptions):  # an evaluation asks the yes-no judge, and looks at all of its label mass
+        setup = replace(setup, mass_share=config.label_mass, tokens=config.judge_tokens, orders=config.orders)
+        setup = replace(setup, annotators=config.annotators, votes=config.votes)
     return kind.make(setup)
 
 
@@ -171,7 +168,7 @@ def judging_models(config: Any) -> list[str]:
 
 @dataclass
 class JudgeFigures:
-    """Counts, mean score and label mass; accuracy where the right responses are known."""
+    """Counts, mean score and label mass; accuracy where the right responses are known, flips where pairs were shown."""
 
     prompts: int = 0
     responses: int = 0
@@ -182,6 +179,7 @@ class JudgeFigures:
     scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
+    flips: Measure = field(default_factory=Measure)
     pairs: JudgedPairs = field(default_factory=JudgedPairs)
 
     def add(self, example: Example) -> None:
@@ -195,6 +193,7 @@ class JudgeFigures:
         self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
+        self.flips.add(order_flips(example))
         self.pairs.add(pair_differences(example))
 
     def summary(self) -> Summary:
@@ -206,5 +205,6 @@ class JudgeFigures:
             "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,
             "mean_margin": self.margins.mean,
+            **({"order_flips": self.flips.mean} if self.flips.count else {}),
             **self.pairs.figures(),
         }
