@@ -54,5 +54,6 @@ def _nested(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         numbers = ("nan" if value[name] is None else f"{value[name]:.3f}" for name in ("value", "low", "high"))
-        return "{} [{}, {}]".format(*numbers)
+        strict = f", strict {value['strict']:.3f}" if value.get("strict") is not None else ""
+        return "{} [{}, {}]".format(*numbers) + strict
     return f"{value:.4g}" if isinstance(value, float) else str(value)
