@@ -312,7 +312,9 @@ class BenchConfig(ModelOptions, JudgeOptions):
     """Measure a judge on a benchmark: how often it prefers the right response, and how sure that is."""
 
     model: str | None = option(None, "model folder, hub name or lab; not needed by oracle and random")  # pyright: ignore
-    benchmark: str = option(..., "pairs, lab, lab-dev, or a file with right and wrong responses")
+    benchmark: str = option(
+        ..., "rewardbench, rewardbench-paper, rewardbench2, rm-bench, pairs, lab, lab-dev, or a file of pairs"
+    )
     data: str | None = option(None, "file, folder or hub name to read the benchmark from; none: its own on the hub")
     compare_separate: int = option(0, "with --in-place: rows judged with the separate question too; 0: none", ge=0)
     check_routing: int = option(64, "rows with a category whose category the model is asked for too; 0: none", ge=0)

@@ -48,11 +48,12 @@ def table(summary: dict[str, Any], indent: str = "") -> str:
 
 
 def _nested(value: Any) -> bool:
-    return isinstance(value, dict) and not set(value) >= {"value", "low", "high"}
+    return isinstance(value, dict) and bool(value) and not set(value) >= {"value", "low", "high"}
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         numbers = ("nan" if value[name] is None else f"{value[name]:.3f}" for name in ("value", "low", "high"))
-        return "{} [{}, {}]".format(*numbers)
+        strict = f", strict {value['strict']:.3f}" if value.get("strict") is not None else ""
+        return "{} [{}, {}]".format(*numbers) + strict
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from selfjudge.benchmarks import pairs
+from selfjudge.benchmarks import pairs, rewardbench, rewardbench2, rm_bench
 from selfjudge.records import Example
 
 Summary = dict[str, Any]
@@ -33,4 +33,11 @@ class Benchmark:
     hub: str | None = None
 
 
-BENCHMARKS: dict[str, Benchmark] = {"pairs": Benchmark(pairs.read, pairs.summarise)}
+BENCHMARKS: dict[str, Benchmark] = {
+    "pairs": Benchmark(pairs.read, pairs.summarise),
+    "rewardbench": Benchmark(rewardbench.read, rewardbench.summarise, rewardbench.HUB),
+    "rewardbench-paper": Benchmark(rewardbench.read_raw, rewardbench.summarise_paper, rewardbench.HUB),
+    "rewardbench2": Benchmark(rewardbench2.read, rewardbench2.summarise, rewardbench2.HUB),
+    "rm-bench": Benchmark(rm_bench.read, rm_bench.summarise, rm_bench.HUB),
+}
+"""`pairs`: a user's own rows, right and wrong responses in any of the accepted shapes (`selfjudge.forms`)."""
