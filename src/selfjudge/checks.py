@@ -305,6 +305,7 @@ def _seed(config: Any) -> Iterator[str]:
 
 
 JUDGING = (JudgeConfig, BenchConfig)
+STEPS = (SampleConfig, JudgeConfig, RescoreConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig)
 LOCAL_OPTIONS = ("device", "dtype", "trust_remote_code", "threads", "max_length")
 """What a server has decided by itself."""
 COMPARING = ("pairwise", "pairwise-verdict")
@@ -347,21 +348,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((AlignConfig,), _no_pipe),
     ((AlignConfig,), _held_out),
     ((TrainOptions,), _training),
-    (
-        (
-            SampleConfig,
-            JudgeConfig,
-            SelectConfig,
-            TrainConfig,
-            EvaluateConfig,
-            AlignConfig,
-            SearchQuestionsConfig,
-            RescoreConfig,
-        ),
-        _input_files,
-    ),
-    ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig, RescoreConfig), _output),
-    ((ExportConfig,), _input_files),
+    ((*STEPS, SearchQuestionsConfig, ExportConfig), _input_files),
+    (STEPS, _output),
     ((ExportConfig,), _export_file),
     ((ReportConfig, DemoConfig, BenchConfig, SearchQuestionsConfig), _output),
     ((BenchConfig,), _benchmark),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from selfjudge.backends import Backend, FollowUp, LabelRequest, LabelResult, Messages
 from selfjudge.categories import classify
