@@ -16,7 +16,7 @@ LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
-    ("judges", "measures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
+    ("judges", "measures", "judging_figures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
     ("trainer", "preferences"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
     ("store", "console", "readers", "model_names"),

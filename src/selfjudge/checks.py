@@ -15,6 +15,7 @@ from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
     AlignConfig,
     BenchConfig,
+    CompareConfig,
     Config,
     DemoConfig,
     DrawOptions,
@@ -51,7 +52,15 @@ def build_checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
-STAND_INS = {"model": "lab", "prompts": "lab", "benchmark": "lab", "out": "runs/unnamed", "run": "."}
+STAND_INS = {
+    "model": "lab",
+    "prompts": "lab",
+    "benchmark": "lab",
+    "out": "runs/unnamed",
+    "run": ".",
+    "a": ".",
+    "b": ".",
+}
 """For needed options that are missing, so that the others can be checked all the same."""
 
 
@@ -209,6 +218,17 @@ def _run_folder(config: ReportConfig) -> Iterator[str]:
         yield f"--run {config.run}: no such folder; give the folder of an align or demo run"
 
 
+def _bench_folders(config: CompareConfig) -> Iterator[str]:
+    for name in ("a", "b"):
+        folder = Path(getattr(config, name))
+        if not (folder / BENCH_ROWS).is_file():
+            problem = f"has no {BENCH_ROWS}" if folder.is_dir() else "no such folder"
+            yield f"{flag(name)} {folder}: {problem}; give the --out folder of selfjudge bench"
+
+
+BENCH_ROWS = "rows.jsonl"
+
+
 def _ignored(config: Options) -> Iterator[str]:
     """An option that the others make meaningless is an error: nobody should believe that it did something."""
     for kind, name, needed, values in DEPENDENT:
@@ -250,7 +270,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((TrainOptions,), _training),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _input_files),
     ((SampleConfig, JudgeConfig, SelectConfig, TrainConfig, EvaluateConfig, AlignConfig), _output),
-    ((ReportConfig, DemoConfig, BenchConfig), _output),
+    ((ReportConfig, DemoConfig, BenchConfig, CompareConfig), _output),
+    ((CompareConfig,), _bench_folders),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
     ((ReportConfig,), _run_folder),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,8 @@ class Options(BaseModel):
     """Base of all option groups: frozen, and unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Options that may also be given as plain words, in this order."""
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide what a step computes; the others (paths, memory, speed) may change on a resume."""
@@ -238,6 +240,17 @@ class BenchConfig(ModelOptions, JudgeOptions):
     out: str = option(..., "folder for the judged rows and the results", changes_result=False)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
     limit: int = option(0, "judge N rows only, picked by a hash of their ids; 0: all", ge=0)
+
+
+class CompareConfig(Options):
+    """Compare two bench runs on the rows that both have: which judge is better, and on which rows they differ."""
+
+    positional = ("a", "b")
+    a: str = option(..., "folder of one bench run")
+    b: str = option(..., "folder of the other bench run")
+    out: str | None = option(
+        None, "JSONL file for the rows that only one of the two has right, - for stdout", changes_result=False
+    )
 
 
 class ReportConfig(Options):

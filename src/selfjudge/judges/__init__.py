@@ -37,11 +37,16 @@ class JudgeSetup:
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """How a judge is made, whom it asks, and the unit of its scores."""
+    """How a judge is made, whom it asks, and the unit of its scores.
+
+    `absolute`: scores are log-odds that a response is good, whatever the other responses are, so that sigmoid(score) is
+    a probability by itself; those of the other judges only compare.
+    """
 
     make: Callable[[JudgeSetup], Judge]
     unit: str
     asks: Literal["language model", "nobody"] = "language model"
+    absolute: bool = False
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
@@ -49,7 +54,7 @@ def _yes_no(setup: JudgeSetup) -> Judge:
 
 
 JUDGES: dict[str, JudgeKind] = {
-    "yes-no": JudgeKind(_yes_no, "log-odds, nats"),
+    "yes-no": JudgeKind(_yes_no, "log-odds, nats", absolute=True),
     "oracle": JudgeKind(lambda _: oracle, "+5 or -5", "nobody"),
     "random": JudgeKind(lambda setup: random(setup.seed), "a random number", "nobody"),
 }

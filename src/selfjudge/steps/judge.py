@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +15,7 @@ from selfjudge.errors import DataError
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, Judge, JudgeSetup
 from selfjudge.judges.yes_no import YesNo
-from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
+from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences, prompt_number
 from selfjudge.questions import load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_meta
@@ -130,6 +131,7 @@ class JudgeFigures:
     responses: int = 0
     missing: int = 0
     truncated: int = 0
+    reasons: Counter[str] = field(default_factory=Counter[str])
     scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
@@ -142,15 +144,19 @@ class JudgeFigures:
         self.responses += len(example.scores)
         self.missing += len(example.scores) - len(known)
         self.truncated += sum(score.truncated for score in example.scores)
+        self.reasons.update(score.reason for score in example.scores if score.reason is not None)
         self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
-        self.pairs.add(pair_differences(example))
+        self.pairs.add(pair_differences(example), prompt_number(example.messages))
 
     def summary(self) -> Summary:
         """All that was added."""
         counts = {name: getattr(self, name) for name in ("prompts", "responses", "missing", "truncated")}
+        reasons = {"reasons": dict(sorted(self.reasons.items()))} if self.reasons else {}
         return counts | {
+            "truncated_share": self.truncated / self.responses if self.responses else math.nan,
+            **reasons,
             "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,
             "mean_margin": self.margins.mean,
