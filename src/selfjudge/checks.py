@@ -221,12 +221,8 @@ def _run_folder(config: ReportConfig) -> Iterator[str]:
 def _bench_folders(config: CompareConfig) -> Iterator[str]:
     for name in ("a", "b"):
         folder = Path(getattr(config, name))
-        if not (folder / BENCH_ROWS).is_file():
-            problem = f"has no {BENCH_ROWS}" if folder.is_dir() else "no such folder"
-            yield f"{flag(name)} {folder}: {problem}; give the --out folder of selfjudge bench"
-
-
-BENCH_ROWS = "rows.jsonl"
+        if not folder.is_dir():
+            yield f"{flag(name)} {folder}: no such folder; give the --out folder of selfjudge bench"
 
 
 def _ignored(config: Options) -> Iterator[str]:

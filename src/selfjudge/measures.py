@@ -42,9 +42,12 @@ class Measure:
 
 
 def interval_of(values: Numbers, groups: Numbers | None = None) -> dict[str, Any]:
-    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it; `groups` numbers the prompts."""
+    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it; `groups` numbers the prompts.
+
+    NaN values are left out; `n` counts the others.
+    """
     interval = stats.mean_interval(values, groups, seed=BOOTSTRAP_SEED)
-    return {"value": interval.estimate, "low": interval.low, "high": interval.high, "n": len(values)}
+    return {"value": interval.estimate, "low": interval.low, "high": interval.high, "n": int((~np.isnan(values)).sum())}
 
 
 def pair_differences(example: Example) -> list[Difference]:

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from selfjudge import stats
 from selfjudge.config import CompareConfig
 from selfjudge.console import Console
-from selfjudge.errors import DataError
+from selfjudge.errors import ConfigError, DataError
 from selfjudge.inputs import refuse_unfinished
 from selfjudge.measures import BOOTSTRAP_SEED, interval_of, pair_differences, prompt_number
 from selfjudge.records import Example, Score
 from selfjudge.steps import Summary
 from selfjudge.steps.bench import ROWS, Judged, content_digest
-from selfjudge.store import Row, read_meta, without_nan, write_rows_atomic
+from selfjudge.store import Row, meta_path, read_meta, without_nan, write_rows_atomic
 
 SHOWN = 5
 """Rows that only one judge has right, printed."""
@@ -40,7 +40,11 @@ def run(config: CompareConfig, console: Console) -> Summary:
     """The comparison; with `--out` the rows that only one of the two has right are written there."""
     paths = (Path(config.a) / ROWS, Path(config.b) / ROWS)
     for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path.parent}: has no {ROWS}; give the --out folder of selfjudge bench")
         refuse_unfinished(str(path))
+    if config.out is not None and meta_path(config.out).exists():
+        raise ConfigError(f"--out {config.out}: holds the rows of another command; give another file")
     same = _same_benchmark(*paths)
     if not same:
         console.say("compare: the two runs read different benchmark files or limits; only rows that both have count")
