@@ -42,6 +42,8 @@ def needed(tmp_path: Path) -> dict[str, Any]:
         "input": rows,
         "benchmark": rows,
         "run": str(tmp_path / "run"),
+        "a": str(tmp_path / "run"),
+        "b": str(tmp_path / "run"),
         "out": str(tmp_path / "out.jsonl"),
     }
 

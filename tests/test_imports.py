@@ -19,7 +19,7 @@ LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
-    ("judges", "measures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
+    ("judges", "measures", "judging_figures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
     ("trainer", "preferences"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
     ("store", "pair_files", "console", "readers", "model_names"),

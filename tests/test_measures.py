@@ -37,7 +37,7 @@ def test_accuracy_overall_and_by_kind() -> None:
     assert list(found)[:3] == ["judge_accuracy", "judge_accuracy_joke", "judge_accuracy_slip"]
     assert values == {"judge_accuracy": 0.5, "judge_accuracy_joke": 0.75, "judge_accuracy_slip": 0.5}
     assert (found["judge_strict"], found["pairs"], found["ties"]) == (pytest.approx(2 / 6), 5, 1)
-    assert [found[name]["n"] for name in values] == [6, 2, 3]
+    assert [found[name]["n"] for name in values] == [5, 2, 2]
 
 
 def test_no_pairs_no_figures() -> None:
@@ -59,6 +59,24 @@ def test_the_interval_draws_whole_prompts() -> None:
     found = pairs.figures()["judge_accuracy"]
     assert (found["value"], found["low"], found["high"]) == (expected.estimate, expected.low, expected.high)
     assert found["high"] - found["low"] > 1.2 * (alone.high - alone.low)
+
+
+def test_rows_of_one_prompt_are_drawn_together_in_any_order() -> None:
+    """Groups are drawn in the order of their numbers; taken for a prompt each, the rows give other bounds."""
+    rng = random.Random(1)
+    rows = [(rng.choice([1.0, -1.0]), rng.randrange(12)) for _ in range(40)]
+    ordered, turned, alone = JudgedPairs(), JudgedPairs(), JudgedPairs()
+    for value, prompt in rows:
+        ordered.add([("", value)], prompt)
+        alone.add([("", value)])
+    for value, prompt in reversed(rows):
+        turned.add([("", value)], prompt)
+    values, prompts = zip(*rows, strict=True)
+    expected = stats.mean_interval(stats.credit(values), prompts, seed=BOOTSTRAP_SEED)
+    found = ordered.figures()["judge_accuracy"]
+    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    assert found == turned.figures()["judge_accuracy"]
+    assert found != alone.figures()["judge_accuracy"]
 
 
 ASK = (Message("user", "?"),)

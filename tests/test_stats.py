@@ -7,17 +7,23 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
+from selfjudge import stats as own
 from selfjudge.errors import DataError, StepError
 from selfjudge.stats import (
     Accuracy,
     accuracy,
+    brier_score,
     credit,
     difference_interval,
     discordant,
+    expected_calibration_error,
     fit_temperature,
     kendall_tau_b,
+    log_loss,
     mcnemar,
     mean_interval,
+    reliability,
+    sigmoid,
 )
 
 NAN = math.nan
@@ -185,6 +191,80 @@ def test_temperature_leaves_out_missing_pairs():
 def test_temperature_at_its_bounds_is_an_error(chosen: list[float], message: str):
     with pytest.raises(StepError, match=message):
         fit_temperature(chosen, np.zeros(len(chosen)))
+
+
+@pytest.mark.parametrize("at_once", [1, 25, 1 << 19], ids=["one resample", "three resamples", "all"])
+def test_draws_do_not_depend_on_how_many_are_in_memory(at_once: int, monkeypatch: pytest.MonkeyPatch):
+    """The bounds are those of one draw after the other, to the last bit."""
+    monkeypatch.setattr(own, "DRAWN_AT_ONCE", at_once)
+    values, groups = np.random.default_rng(0).normal(size=20), np.arange(20) % 8
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    generator = np.random.default_rng(4)
+    means = []
+    for _ in range(100):
+        drawn = generator.integers(8, size=8)
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    found = mean_interval(values, groups, seed=4, resamples=100)
+    assert [found.low, found.high] == list(np.quantile(means, [0.025, 0.975]))
+
+
+def test_reliability_by_hand():
+    """Bins of a half: .1 and .3 (mean .2) of which one came true (.5); .5, .9 and 1 (mean .8) with 1 + 1 + 0 of 3.
+
+    ECE = 2/5 |.5 - .2| + 3/5 |2/3 - .8| = .12 + .08 = .2
+    """
+    predicted, outcomes = [0.1, 0.3, 0.5, 0.9, 1.0, NAN, 0.7], [0, 1, 1, 1, 0, 1, NAN]
+    low, high = reliability(predicted, outcomes, bins=2)
+    assert tuple(low) == pytest.approx((0, 0.5, 2, 0.2, 0.5))
+    assert tuple(high) == pytest.approx((0.5, 1, 3, 0.8, 2 / 3))
+    assert expected_calibration_error(predicted, outcomes, bins=2) == pytest.approx(0.2)
+
+
+def test_empty_bins_are_kept():
+    bins = reliability([0.25, 0.3], [1, 0.5], bins=10)
+    assert [each.n for each in bins] == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert [each.low for each in bins] == [each / 10 for each in range(10)]
+    assert bins[3].right == 0.5
+    assert math.isnan(bins[0].predicted)
+    assert math.isnan(bins[0].right)
+    assert math.isnan(expected_calibration_error([], []))
+
+
+def test_calibrated_predictions_have_little_error():
+    """An outcome drawn with its own probability; the error that is left is of order sqrt(bins / n) = 0.01."""
+    generator = np.random.default_rng(0)
+    predicted = generator.random(100_000)
+    outcomes = generator.random(100_000) < predicted
+    assert expected_calibration_error(predicted, outcomes) < 0.01
+    assert expected_calibration_error(predicted**2, outcomes) == pytest.approx(1 / 2 - 1 / 3, abs=0.01)
+
+
+def test_brier_and_log_loss_by_hand():
+    """(.2^2 + .4^2 + .5^2) / 3 = .15; -log .8 - log .6 and log 2 for half a success at even odds."""
+    predicted, outcomes = np.array([0.8, 0.4, 0.0]), [1, 0, 0.5]
+    assert brier_score(predicted, outcomes) == pytest.approx(0.15)
+    odds = [math.log(4), math.log(2 / 3), 0.0, NAN]
+    assert log_loss(odds, [*outcomes, 1]) == pytest.approx(-(math.log(0.8) + math.log(0.6) + math.log(0.5)) / 3)
+    assert math.isnan(brier_score([], []))
+    assert math.isnan(log_loss([], []))
+
+
+def test_certain_mistakes_have_a_finite_loss():
+    """sigmoid(800) is 1 in floating point, but the loss of being wrong at 800 nats is 800."""
+    assert sigmoid([800.0, -800.0, 0.0]) == pytest.approx([1, 0, 0.5])
+    assert log_loss([800.0], [0]) == 800.0
+
+
+def test_the_loss_is_what_the_temperature_minimises():
+    differences = np.random.default_rng(1).normal(1, 3, size=500)
+    best = fit_temperature(differences, np.zeros(500))
+    losses = [log_loss(differences / (best * factor), np.ones(500)) for factor in (0.99, 1, 1.01)]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+def test_a_number_that_is_no_probability_is_refused():
+    with pytest.raises(DataError, match=r"1\.5 is no probability"):
+        reliability([0.5, 1.5], [1, 0])
 
 
 def test_lengths_must_agree():

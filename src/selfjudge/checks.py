@@ -17,6 +17,7 @@ from selfjudge.config import (
     API_OPTIONS,
     AlignConfig,
     BenchConfig,
+    CompareConfig,
     Config,
     DemoConfig,
     DrawOptions,
@@ -61,7 +62,7 @@ def build_checked(kind: type[Config], values: Mapping[str, Any]) -> Config:
 STAND_INS = {
     **dict.fromkeys(("model", "prompts", "benchmark", "input"), "lab"),
     "out": "runs/unnamed.jsonl",
-    "run": ".",
+    **dict.fromkeys(("run", "a", "b"), "."),
 }
 """For needed options that are missing, so that the others can be checked all the same."""
 
@@ -289,6 +290,13 @@ def _run_folder(config: ReportConfig) -> Iterator[str]:
         yield f"--run {config.run}: no such folder; give the folder of an align or demo run"
 
 
+def _bench_folders(config: CompareConfig) -> Iterator[str]:
+    for name in ("a", "b"):
+        folder = Path(getattr(config, name))
+        if not folder.is_dir():
+            yield f"{flag(name)} {folder}: no such folder; give the --out folder of selfjudge bench"
+
+
 def _ignored(config: Options) -> Iterator[str]:
     """An option that the others make meaningless is an error: nobody should believe that it did something."""
     for kind, name, needed, values in DEPENDENT:
@@ -351,7 +359,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((*STEPS, SearchQuestionsConfig, ExportConfig), _input_files),
     (STEPS, _output),
     ((ExportConfig,), _export_file),
-    ((ReportConfig, DemoConfig, BenchConfig, SearchQuestionsConfig), _output),
+    ((ReportConfig, DemoConfig, BenchConfig, CompareConfig, SearchQuestionsConfig), _output),
+    ((CompareConfig,), _bench_folders),
     ((BenchConfig,), _benchmark),
     ((JudgeOptions,), _judging_models),
     ((JudgeOptions,), _committee),

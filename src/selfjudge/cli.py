@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type[Options], str]] = {
     "bench": (configs.BenchConfig, "selfjudge.steps.bench"),
     "export": (configs.ExportConfig, "selfjudge.steps.export"),
     "search-questions": (configs.SearchQuestionsConfig, "selfjudge.steps.search_questions"),
+    "compare": (configs.CompareConfig, "selfjudge.steps.compare"),
     "report": (configs.ReportConfig, "selfjudge.steps.report"),
 }
 """Command -> its options and the module whose `run(config, console)` it calls, imported only then."""
@@ -106,11 +107,13 @@ def _configure(kind: type[Options], known: argparse.Namespace, unknown: list[str
 
     flags = {name: value for name, value in vars(known).items() if name in kind.model_fields}
     strays = {word[2:].split("=")[0].replace("-", "_"): None for word in unknown if word.startswith("--")}
-    values = {**_read_yaml(known.config), **flags, **strays}
     lone = [word for word in unknown if not word.startswith("--")]
-    if lone and not strays:
-        raise ConfigError(f"unexpected words: {' '.join(lone)}; options are given as --name value")
-    return build_checked(kind, values)
+    open_places = [name for name in kind.positional if name not in flags]
+    words = dict(zip(open_places, lone, strict=False))
+    if len(lone) > len(words) and not strays:
+        excess = " ".join(lone[len(words) :])
+        raise ConfigError(f"unexpected words: {excess}; options are given as --name value")
+    return build_checked(kind, {**_read_yaml(known.config), **words, **flags, **strays})
 
 
 def _read_yaml(path: str | None) -> dict[str, Any]:
@@ -136,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (kind, _) in COMMANDS.items():
         summary = (kind.__doc__ or "").strip()
-        _add_options(commands.add_parser(name, help=summary, description=summary, allow_abbrev=False), kind)
+        usage = f"selfjudge {name} {' '.join(kind.positional).upper()} [options]" if kind.positional else None
+        parts = commands.add_parser(name, usage=usage, help=summary, description=summary, allow_abbrev=False)
+        _add_options(parts, kind)
     return parser
 
 

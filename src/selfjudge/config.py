@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,6 +30,8 @@ class Options(BaseModel):
     """Base of all option groups: frozen, and unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Options that may also be given as plain words, in this order."""
 
     def deciding(self) -> dict[str, Any]:
         """The options that decide what a step computes; the others (paths, memory, speed) may change on a resume."""
@@ -341,6 +343,17 @@ class SearchQuestionsConfig(ModelOptions, RowOptions):
     development: float = option(0.5, "share of the prompts to choose on; the others only measure", gt=0, lt=1)
     out: str = option(..., "folder for the scored rows, the results and questions.toml", changes_result=False)
     limit: int = option(0, "use the first N rows; 0: all", ge=0)
+
+
+class CompareConfig(Options):
+    """Compare two bench runs on the rows that both have: which judge is better, and on which rows they differ."""
+
+    positional = ("a", "b")
+    a: str = option(..., "folder of one bench run")
+    b: str = option(..., "folder of the other bench run")
+    out: str | None = option(
+        None, "JSONL file for the rows that only one of the two has right, - for stdout", changes_result=False
+    )
 
 
 class ReportConfig(Options):

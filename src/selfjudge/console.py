@@ -36,10 +36,14 @@ class Console:
 
 
 def table(summary: dict[str, Any], indent: str = "") -> str:
-    """A summary as aligned lines, nested objects indented; a figure with its interval stands on one line."""
-    width = max((len(key) for key, value in summary.items() if not _nested(value)), default=0)
+    """A summary as aligned lines, nested objects indented; a figure with its interval stands on one line.
+
+    Lists are left out: they are for the file (and for `--json`).
+    """
+    shown = {key: value for key, value in summary.items() if not isinstance(value, list)}
+    width = max((len(key) for key, value in shown.items() if not _nested(value)), default=0)
     lines: list[str] = []
-    for key, value in summary.items():
+    for key, value in shown.items():
         if _nested(value):
             lines += [f"{indent}{key}", table(value, indent + "  ")]
         else:

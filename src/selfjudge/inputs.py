@@ -81,7 +81,7 @@ def read_scorable(name: str, need: Collection[str], limit: int = 0) -> Generator
     if name in WORLD:
         yield _of_world(name, lab.benchmark("test" if name == "lab" else "dev"), limit)
         return
-    _refuse_unfinished(name)
+    refuse_unfinished(name)
     with _opened(name, need, limit) as source:
         yield source
 
@@ -91,7 +91,7 @@ def _prompt_only(example: Example) -> Example:
     return Example(example.id, example.messages, example.category, reference=example.reference, tags=example.tags)
 
 
-def _refuse_unfinished(name: str) -> None:
+def refuse_unfinished(name: str) -> None:
     """An interrupted step's output is not an input: the next step would take a part for the whole."""
     meta = read_meta(name) if name != "-" else None
     if meta is not None and not meta["done"]:

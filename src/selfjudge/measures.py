@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfjudge import stats
-from selfjudge.records import Example
+from selfjudge.readers import content_id
+from selfjudge.records import Example, Message
 
 BOOTSTRAP_SEED = 0
 
@@ -41,9 +42,12 @@ class Measure:
 
 
 def interval_of(values: Numbers, groups: Numbers | None = None) -> dict[str, Any]:
-    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it; `groups` numbers the prompts."""
+    """Mean with its 95 % bootstrap interval over prompts, as the summaries hold it; `groups` numbers the prompts.
+
+    NaN values are left out; `n` counts the others.
+    """
     interval = stats.mean_interval(values, groups, seed=BOOTSTRAP_SEED)
-    return {"value": interval.estimate, "low": interval.low, "high": interval.high, "n": len(values)}
+    return {"value": interval.estimate, "low": interval.low, "high": interval.high, "n": int((~np.isnan(values)).sum())}
 
 
 def pair_differences(example: Example) -> list[Difference]:
@@ -51,26 +55,37 @@ def pair_differences(example: Example) -> list[Difference]:
     if not example.gold or not example.scores:
         return []
     kinds = example.tags.get("kinds", [""] * len(example.scores))
-    wrong = [index for index in range(len(example.scores)) if index not in example.gold]
     score = [s.value for s in example.scores]
-    return [(kinds[w], score[right] - score[w]) for right in example.gold for w in wrong]
+    return [(kinds[wrong], score[right] - score[wrong]) for right, wrong in labelled_pairs(example)]
+
+
+def labelled_pairs(example: Example) -> list[tuple[int, int]]:
+    """Indices of every (right, wrong) pair of responses; none where the right ones are not known."""
+    gold = example.gold or ()
+    wrong = [index for index in range(len(example.responses)) if index not in gold]
+    return [(right, index) for right in gold for index in wrong]
+
+
+def prompt_number(messages: tuple[Message, ...]) -> int:
+    """64 bits that depend on the conversation alone, so that intervals draw all rows of a prompt together."""
+    return int(content_id(messages), 16)
 
 
 class JudgedPairs:
-    """The score differences of all pairs, as plain numbers: 16 bytes a pair."""
+    """The score differences of all pairs, as plain numbers: 20 bytes a pair."""
 
     def __init__(self) -> None:
         self._differences = array("d")
-        self._prompts = array("I")
+        self._prompts = array("Q")
         self._kinds = array("I")
         self._names: dict[str, int] = {}
         self._added = 0
 
-    def add(self, pairs: Iterable[Difference]) -> None:
-        """The pairs of one prompt."""
+    def add(self, pairs: Iterable[Difference], prompt: int | None = None) -> None:
+        """The pairs of one row; rows with the same `prompt` number are drawn together, without one each on its own."""
         for kind, difference in pairs:
             self._differences.append(difference)
-            self._prompts.append(self._added)
+            self._prompts.append(self._added if prompt is None else prompt)
             self._kinds.append(self._names.setdefault(kind, len(self._names)))
         self._added += 1
 

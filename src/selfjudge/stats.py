@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from selfjudge.errors import DataError, StepError
 
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 1 << 19
+"""Numbers in memory at a time during a bootstrap: 4 MiB of indices and as much of values."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,23 @@ def mean_interval(
     estimate = float(sums.sum() / counts.sum())
     if len(sums) == 1:
         return Interval(estimate, math.nan, math.nan)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(_bootstrap_means(sums, counts, seed, resamples), [tail, 1 - tail])
     return Interval(estimate, float(low), float(high))
+
+
+def _bootstrap_means(
+    sums: NDArray[np.float64], counts: NDArray[np.intp], seed: int, resamples: int
+) -> NDArray[np.float64]:
+    """Mean of each resample (resamples,), at most DRAWN_AT_ONCE numbers at a time; the draws do not depend on that."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, DRAWN_AT_ONCE // len(sums))
+    means = np.empty(resamples)
+    for start in range(0, resamples, at_once):
+        size = min(at_once, resamples - start)
+        drawn = generator.integers(len(sums), size=(size, len(sums)))  # (size, num_groups)
+        means[start : start + size] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
 
 
 def difference_interval(
@@ -158,6 +170,78 @@ def fit_temperature(chosen_scores: ArrayLike, rejected_scores: ArrayLike) -> flo
             "rejected ones on average, so the fit runs to its bound T = infinity; is the order of the pairs right?"
         )
     return 1 / _root_of_slope(differences)
+
+
+class Bin(NamedTuple):
+    """The predictions in [low, high), the last bin with its upper end; the means are NaN where n is 0."""
+
+    low: float
+    high: float
+    n: int
+    predicted: float
+    """Mean of the predicted probabilities."""
+    right: float
+    """Mean of the outcomes."""
+
+
+def reliability(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> list[Bin]:
+    """Predictions (n,) beside what came of them (n,), in `bins` bins of equal width over [0, 1], empty ones included.
+
+    An outcome is 1 (it happened), 0 (it did not) or 0.5 (half credit). A prediction that is NaN is left out with its
+    outcome, and the other way round. Raises DataError for a probability outside [0, 1].
+    """
+    predicted, happened = _predictions(probabilities, outcomes)
+    edges = np.arange(bins + 1) / bins
+    place = np.minimum(np.searchsorted(edges, predicted, side="right") - 1, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (predicted, happened)]
+    means = [np.divide(total, counts, out=np.full(bins, math.nan), where=counts > 0) for total in sums]
+    columns = (edges[:-1], edges[1:], counts, *means)
+    return [Bin(float(a), float(b), int(n), float(p), float(r)) for a, b, n, p, r in zip(*columns, strict=True)]
+
+
+def expected_calibration_error(probabilities: ArrayLike, outcomes: ArrayLike, bins: int = 10) -> float:
+    """sum over bins of n_bin / n * |mean outcome - mean prediction|, in [0, 1]; NaN without predictions.
+
+    Guo et al. 2017, On Calibration of Modern Neural Networks, arXiv 1706.04599, equation 3.
+    """
+    filled = [each for each in reliability(probabilities, outcomes, bins) if each.n]
+    n = sum(each.n for each in filled)
+    return math.fsum(each.n * abs(each.right - each.predicted) for each in filled) / n if n else math.nan
+
+
+def brier_score(probabilities: ArrayLike, outcomes: ArrayLike) -> float:
+    """Mean of (prediction - outcome)^2, in [0, 1]; NaN without predictions."""
+    predicted, happened = _predictions(probabilities, outcomes)
+    return float(((predicted - happened) ** 2).mean()) if len(predicted) else math.nan
+
+
+def log_loss(log_odds: ArrayLike, outcomes: ArrayLike) -> float:
+    """-mean[y log p + (1 - y) log(1 - p)] in nats with p = sigmoid(log_odds); NaN without predictions.
+
+    Takes log-odds because a probability that has been rounded to 0 or 1 has an infinite loss.
+    """
+    odds, happened = _both_known(log_odds, outcomes)
+    return float((np.logaddexp(0.0, odds) - happened * odds).mean()) if len(odds) else math.nan
+
+
+def sigmoid(log_odds: ArrayLike) -> NDArray[np.float64]:
+    """1 / (1 + exp(-x)) of each log-odds (n,), without overflow; NaN stays."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(log_odds, float)))
+
+
+def _predictions(probabilities: ArrayLike, outcomes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    predicted, happened = _both_known(probabilities, outcomes)
+    outside = predicted[(predicted < 0) | (predicted > 1)]
+    if len(outside):
+        raise DataError(f"{outside[0]:g} is no probability; give numbers from 0 to 1")
+    return predicted, happened
+
+
+def _both_known(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    one, other = _paired(first, second)
+    known = ~(np.isnan(one) | np.isnan(other))
+    return one[known], other[known]
 
 
 def _root_of_slope(differences: NDArray[np.float64]) -> float:

@@ -92,7 +92,7 @@ class StepOutput:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Makes the rows durable, then marks the step as done. NaN in `summary` becomes null."""
-        self.summary = cast(dict[str, Any], _nan_to_none(summary))
+        self.summary = cast(dict[str, Any], without_nan(summary))
         if self.path is not None:
             try:
                 os.fsync(self._descriptor)
@@ -281,10 +281,15 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """The rows of an output, in order, one at a time."""
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            try:
-                yield cast(Row, parse_json(line.decode("utf-8")))
-            except (UnicodeDecodeError, RowError) as error:
-                raise DataError.at(str(path), number, str(error)) from None
+            yield parse_row(line, path, number)
+
+
+def parse_row(line: bytes, path: str | Path, number: int | None) -> Row:
+    """The row on a line of the output at `path`; raises DataError with the number (from 1) for a damaged one."""
+    try:
+        return cast(Row, parse_json(line.decode("utf-8")))
+    except (UnicodeDecodeError, RowError) as error:
+        raise DataError.at(str(path), number, str(error)) from None
 
 
 def json_line(row: Row) -> str:
@@ -294,12 +299,24 @@ def json_line(row: Row) -> str:
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
     """Replaces the file as a whole: a kill or a power cut leaves the old one or the new one. Raises OSError."""
-    path = Path(path)
+    _replace_file(Path(path), [json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"])
+
+
+def write_rows_atomic(path: str | Path, rows: Iterable[Row]) -> None:
+    """Replaces the file as a whole by one line per row, `-` is standard output. Raises OSError."""
+    lines = map(json_line, rows)
+    if str(path) == "-":
+        sys.stdout.writelines(lines)
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _replace_file(Path(path), lines)
+
+
+def _replace_file(path: Path, parts: Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    content = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -382,9 +399,10 @@ def _leave_closed_pipe(descriptor: int) -> NoReturn:
     raise SystemExit(PIPE_CLOSED)
 
 
-def _nan_to_none(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A summary as JSON can hold it: NaN becomes null, tuples become lists."""
     if isinstance(value, dict):
-        return {key: _nan_to_none(entry) for key, entry in cast(dict[str, Any], value).items()}
+        return {key: without_nan(entry) for key, entry in cast(dict[str, Any], value).items()}
     if isinstance(value, list | tuple):
-        return [_nan_to_none(entry) for entry in cast("list[Any]", value)]
+        return [without_nan(entry) for entry in cast("list[Any]", value)]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -55,6 +55,8 @@ class JudgeKind:
     """How a judge is made, whom it asks, and the unit of its scores.
 
     `rescore` computes them again from their evidence, without a model; `labels` names what its label mass lies on.
+    `absolute`: scores are log-odds that a response is good, whatever the other responses are, so that sigmoid(score) is
+    a probability by itself; those of the other judges only compare.
     """
 
     make: Callable[[JudgeSetup], Judge]
@@ -62,6 +64,7 @@ class JudgeKind:
     asks: Literal["language model", "reward model", "nobody"] = "language model"
     rescore: Callable[[Example], Example] | None = None
     labels: str = "Yes and No"
+    absolute: bool = False
 
 
 def _yes_no(setup: JudgeSetup) -> Judge:
@@ -92,7 +95,7 @@ def _committee(setup: JudgeSetup) -> Judge:
 
 
 JUDGES: dict[str, JudgeKind] = {
-    "yes-no": JudgeKind(_yes_no, "log-odds, nats", rescore=yes_no.rescore),
+    "yes-no": JudgeKind(_yes_no, "log-odds, nats", rescore=yes_no.rescore, absolute=True),
     "rating": JudgeKind(_rating, "grade, 1 to 5", rescore=rating.rescore),
     "rating-expected": JudgeKind(
         _rating_expected, "mean grade, 1 to 5", rescore=rating.rescore_expected, labels="the grades 1 to 5"

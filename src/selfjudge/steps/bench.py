@@ -3,13 +3,16 @@
     selfjudge bench --model path/to/model --judge yes-no --benchmark pairs.jsonl --out runs/bench/mine
 
 The folder gets `rows.jsonl` (each row with its responses, scores and evidence) and `results.json` (what was measured
-on what, and all figures).
+on what, and all figures). Neither the order of the benchmark's rows nor a restart changes a figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import json
+from array import array
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
@@ -20,11 +23,12 @@ from selfjudge.config import BenchConfig
 from selfjudge.console import Console
 from selfjudge.inputs import WORLD, Source, read_scorable, survey
 from selfjudge.judges import JUDGES
+from selfjudge.judging_figures import judging_figures
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, step_meta, versions
-from selfjudge.steps.judge import judge_rows, judging_models, make_judge, unjudged, warn_of_bounds
-from selfjudge.store import open_output, read_rows, write_json_atomic
+from selfjudge.steps.judge import JudgeFigures, judge_rows, judging_models, make_judge, unjudged, warn_of_bounds
+from selfjudge.store import open_output, parse_row, without_nan, write_json_atomic
 
 ROWS = "rows.jsonl"
 RESULTS = "results.json"
@@ -45,7 +49,9 @@ def run(config: BenchConfig, console: Console) -> Summary:
                     routing = _routing(config, examples, model)
                 warn_of_bounds(figures, console)
                 output.finish(figures.summary() | routing)
-            summary = output.summary | benchmark.summarise(Judged(folder / ROWS))
+            judged = Judged(folder / ROWS)
+            own = _counts(judged) | judging_figures(judged, JUDGES[config.judge].absolute)
+            summary: Summary = without_nan(output.summary | own | benchmark.summarise(judged))
     results = {"config": config.model_dump(), "unit": JUDGES[config.judge].unit, "judged_by": _judged_by(config)}
     write_json_atomic(folder / RESULTS, results | {"figures": summary, "versions": versions()})
     return summary
@@ -63,14 +69,50 @@ def _judged_by(config: BenchConfig) -> list[str]:
     return [] if JUDGES[config.judge].asks == "nobody" else judging_models(config)
 
 
+def _counts(judged: Iterable[Example]) -> Summary:
+    figures = JudgeFigures()
+    for example in judged:
+        figures.add(example)
+    return figures.summary()
+
+
 class Judged:
-    """The judged rows of a file, read anew whenever they are gone through."""
+    """The judged rows of a file, read anew whenever they are gone through; 8 bytes a row stay in memory.
+
+    Their order depends on what they are, not on where they stand in the file: sums and seeded draws come out the same.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        """Goes through the file once."""
+        self._path = path
+        self._places = array("Q", _places(path))
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def __iter__(self) -> Iterator[Example]:
-        return map(Example.from_json, read_rows(self.path))
+        with self._path.open("rb") as file:
+            for place in self._places:
+                file.seek(place)
+                yield Example.from_json(parse_row(file.readline(), self._path, None))
+
+
+def _places(path: Path) -> Iterator[int]:
+    """Where in the file each row begins, in the order of their content."""
+    found: list[tuple[bytes, str, int]] = []
+    place = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            example = Example.from_json(parse_row(line, path, number))
+            found.append((content_digest(example), example.id, place))
+            place += len(line)
+    return (place for _, _, place in sorted(found))
+
+
+def content_digest(example: Example) -> bytes:
+    """16 bytes that depend on what was judged alone: the conversation, the responses and which of them are right."""
+    content = [example.messages, [response.text for response in example.responses], example.gold]
+    return blake2b(json.dumps(content).encode(), digest_size=16).digest()
 
 
 @contextmanager

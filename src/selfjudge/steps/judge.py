@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +16,7 @@ from selfjudge.inputs import Source, read_scorable
 from selfjudge.judges import JUDGES, Judge, JudgeSetup
 from selfjudge.judges.pairwise import order_flips
 from selfjudge.judges.yes_no import YesNo
-from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences
+from selfjudge.measures import JudgedPairs, Measure, agreement_figures, pair_differences, prompt_number
 from selfjudge.questions import load_questions
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, earlier_rows, groups_of, step_meta
@@ -176,6 +177,7 @@ class JudgeFigures:
     truncated: int = 0
     bounded: int = 0
     """Scores for which an API did not list every label."""
+    reasons: Counter[str] = field(default_factory=Counter[str])
     scores: Measure = field(default_factory=Measure)
     masses: Measure = field(default_factory=Measure)
     margins: Measure = field(default_factory=Measure)
@@ -190,18 +192,22 @@ class JudgeFigures:
         self.missing += len(example.scores) - len(known)
         self.truncated += sum(score.truncated for score in example.scores)
         self.bounded += sum(score.evidence.get("bounded", False) for score in example.scores)
+        self.reasons.update(score.reason for score in example.scores if score.reason is not None)
         self.scores.add(known)
         self.masses.add(score.label_mass for score in example.scores)
         self.margins.add([max(known) - min(known)] if known else [])
         self.flips.add(order_flips(example))
-        self.pairs.add(pair_differences(example))
+        self.pairs.add(pair_differences(example), prompt_number(example.messages))
 
     def summary(self) -> Summary:
         """All that was added."""
         counts = {name: getattr(self, name) for name in ("prompts", "responses", "missing", "truncated")}
         if self.bounded:
             counts["bounded"] = self.bounded
+        reasons = {"reasons": dict(sorted(self.reasons.items()))} if self.reasons else {}
         return counts | {
+            "truncated_share": self.truncated / self.responses if self.responses else math.nan,
+            **reasons,
             "mean_score": self.scores.mean,
             "mean_label_mass": self.masses.mean,
             "mean_margin": self.margins.mean,
