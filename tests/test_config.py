@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from selfjudge.checks import build_checked
 from selfjudge.cli import COMMANDS, _configure, _parser, main
 from selfjudge.config import (
+    API_OPTIONS,
     AlignConfig,
     DemoConfig,
     EvaluateConfig,
