@@ -271,6 +271,7 @@ def test_what_may_change_on_a_resume(needed: dict[str, Any]) -> None:
     assert free == {
         *("device", "threads", "trust_remote_code", "token_budget", "sample_batch", "micro_batch"),
         *("gradient_checkpointing", "save_steps", "out", "rounds"),
+        *API_OPTIONS,
     }
 
 
