@@ -280,7 +280,10 @@ def test_remote_code_is_off_by_default_and_no_option_takes_a_secret() -> None:
         fields = kind.model_fields
         assert "trust_remote_code" not in fields or fields["trust_remote_code"].default is False
         assert not [
-            name for name in fields if any(word in name for word in ("api_key", "secret", "password", "hf_token"))
+            name
+            for name in fields.keys()
+            - {"api_key_env"}  # the name of a variable; a key given there is refused, unrepeated
+            if any(word in name for word in ("api_key", "secret", "password", "hf_token"))
         ]
 
 
