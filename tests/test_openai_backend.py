@@ -102,9 +102,9 @@ def test_spellings_add_up() -> None:
 @pytest.mark.parametrize(
     ("listed", "bound"),
     [
-        ({"Yes": 0.5, "a": 0.25, "b": 0.05}, 0.05),  # the lowest of the list; 0.2 is left
-        ({"Yes": 0.5, "a": 0.3, "b": 0.19}, 0.01),  # what is left; the lowest is 0.19
-        ({"Yes": 0.5, "a": 0.25, "b": 0.0}, 0.25),  # -9999 is no probability: 0.25 is the lowest, and left
+        ({"Yes": 0.5, "a": 0.25, "b": 0.05}, 0.1),  # the lowest of the list for each of 2 spellings; 0.2 is left
+        ({"Yes": 0.5, "a": 0.3, "b": 0.19}, 0.01),  # what is left; twice the lowest is 0.38
+        ({"Yes": 0.5, "a": 0.25, "b": 0.0}, 0.25),  # -9999 is no probability: twice 0.25 is more than is left
         ({"Yes": 1.0}, ROUNDING),  # nothing is left but what rounding hides
     ],
 )
@@ -116,10 +116,10 @@ def test_a_label_outside_of_the_list_is_a_bound(listed: dict[str, float], bound:
 
 
 def test_a_sampled_token_at_the_end_of_the_list_is_not_its_last() -> None:
-    """`z` was drawn with .001 and put into the list by that alone: an unlisted token can still have .1."""
+    """`z` was drawn with .001 and put into the list by that alone: two unlisted tokens can still have .1 each."""
     listed = {"Yes": 0.5, "a": 0.1, "z": 0.001}
-    assert read(listed, sampled="z").logprobs[1] == pytest.approx(math.log(0.1))
-    assert read(listed, sampled="Yes").logprobs[1] == pytest.approx(math.log(0.001))
+    assert read(listed, sampled="z").logprobs[1] == pytest.approx(math.log(0.2))
+    assert read(listed, sampled="Yes").logprobs[1] == pytest.approx(math.log(0.002))
 
 
 def test_both_labels_outside_are_missing() -> None:
@@ -478,7 +478,7 @@ def test_judge_says_the_costs_the_bounds_and_what_is_missing(
         assert "1 of 8 scores are bounds" in said.err
         scores = [score for row in read_rows(out) for score in row["scores"]]
         assert [score.get("evidence") for score in scores].count({"bounded": True}) == 1
-        assert scores[0]["value"] == pytest.approx(math.log(0.01) - math.log(0.7))
+        assert scores[0]["value"] == pytest.approx(math.log(6 * 0.01) - math.log(0.7))  # 6 spellings of Yes
         assert scores[3]["value"] is None
         assert scores[3]["reason"].startswith("none of the labels")
         out.unlink()

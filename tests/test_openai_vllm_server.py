@@ -31,7 +31,8 @@ pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 
 WIDE = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
 """Heads of 32, the smallest that vLLM computes on a CPU."""
-START_SECONDS = 240
+START_SECONDS = 600
+"""It takes a minute on an idle core; where others compute on it, many."""
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +115,19 @@ def test_log_odds_are_those_of_transformers(served: OpenAIBackend, plain: HFBack
 
 
 def test_bounds_hold(served: OpenAIBackend, plain: HFBackend) -> None:
-    """Whatever the server lists, no unlisted label is more probable than its bound."""
+    """No label outside of the server's list is more probable than its bound, of one spelling or of two."""
     asked = [
-        LabelRequest(one.group, one.render, one.text, (one.labels[0], *labels.LETTERS, ("Yes",)))
-        for one in (LabelRequest(r.group, r.render, r.text, r.labels[:1]) for r in likely(plain))
+        LabelRequest(one.group, one.render, one.text, (one.labels[0], *others))
+        for one in likely(plain)
+        for others in ([("A",), ("Yes",)], [("B", "C"), ("no", "NO")])
     ]
     found, expected = served.label_logprobs(asked), plain.label_logprobs(asked)
-    assert any(result.bounded for result in found)
-    for result, exact in zip(found, expected, strict=True):
-        assert all(value >= true - 1e-3 for value, true in zip(result.logprobs, exact.logprobs, strict=True))
+    for request, result, exact in zip(asked, found, expected, strict=True):
         assert abs(result.logprobs[0] - exact.logprobs[0]) < 1e-3
+        listed = set(listed_tokens(plain, request, 20))
+        for spellings, value, true in zip(request.labels, result.logprobs, exact.logprobs, strict=True):
+            assert value >= true - 1e-3 or listed & set(spellings)
+    assert any(result.bounded for result in found)
 
 
 def test_what_is_too_long_for_the_server_is_cut(served: OpenAIBackend) -> None:

@@ -5,8 +5,8 @@
     >>> label_result(answer, (("Yes",), ("No",)), with_mass=False, truncated=False).logprobs
     (-0.1, -2.5)
 
-An API gives the k most probable tokens only. A label outside of them has at most the probability of the last of them,
-and at most all that is left: that bound stands in its place, and the result is marked as `bounded`.
+An API gives the k most probable tokens only. A label outside of them has at most the probability of the last of them
+per spelling, and at most all that is left: that bound stands in its place, and the result is marked as `bounded`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Listed(NamedTuple):
 def label_result(answer: Answer, labels: tuple[tuple[str, ...], ...], with_mass: bool, truncated: bool) -> LabelResult:
     """One log-probability per label: of all entries whose text is exactly one of its spellings.
 
-    A label without an entry gets the bound; where no label has one, all are NaN with the reason. The mass is what the
-    entries show, a lower bound. Raises MissingLogprobs.
+    A label without an entry gets the bound; where no label has one, all are NaN with the reason. Of a label with an
+    entry, other spellings outside of the list are left out. The mass is what the entries show, a lower bound. Raises
+    MissingLogprobs.
     """
     listed, sampled = _most_probable(answer)
     seen = [math.fsum(math.exp(one.logprob) for one in listed if one.token in spellings) for spellings in labels]
@@ -48,20 +49,22 @@ def label_result(answer: Answer, labels: tuple[tuple[str, ...], ...], with_mass:
     if not any(seen):
         reason = f"none of the labels is among the {len(listed)} most probable tokens that the server lists"
         return LabelResult((math.nan,) * len(labels), mass, truncated, reason=reason)
-    highest = unlisted_bound(listed, sampled)
-    values = tuple(math.log(probability) if probability else highest for probability in seen)
+    values = tuple(
+        math.log(probability) if probability else unlisted_bound(listed, sampled, len(spellings))
+        for probability, spellings in zip(seen, labels, strict=True)
+    )
     return LabelResult(values, mass, truncated, bounded=not all(seen))
 
 
-def unlisted_bound(listed: list[Listed], sampled: str) -> float:
-    """The highest log-probability that a token outside of the list can have.
+def unlisted_bound(listed: list[Listed], sampled: str, tokens: int) -> float:
+    """The highest log-probability that this many tokens outside of the list can have together.
 
     The sampled token does not count as the last of the list: a server may put it there although others go before it.
     """
     ranked = sorted(listed, key=lambda one: one.logprob)
     last = ranked[1] if len(ranked) > 1 and ranked[0].token == sampled else ranked[0]
     rest = 1 - math.fsum(math.exp(one.logprob) for one in listed)
-    return min(last.logprob, math.log(max(rest, 0) + ROUNDING))
+    return min(last.logprob + math.log(tokens), math.log(max(rest, 0) + ROUNDING))
 
 
 def _most_probable(answer: Answer) -> tuple[list[Listed], str]:
