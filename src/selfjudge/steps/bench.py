@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 
 from selfjudge.benchmarks import BENCHMARKS, Benchmark
