@@ -26,14 +26,16 @@ MAIN: dict[Path, str] = {
 }
 """Runs are ranked by the first of these that is known: a benchmark's own figure before that of all pairs."""
 KIND = "judge_accuracy_"
+PAIRS = "judge_accuracy"
 PARTS = {
     "": "All rows",
+    PAIRS: "All pairs of a right and a wrong response, %",
     KIND: "Against each kind of wrong response, %",
     "by_category": "By category, %",
 }
 LABELS = {
-    "judge_accuracy": "Accuracy over all pairs, a tie counts half, %",
-    "judge_strict": "Strict accuracy: ties and missing are lost, %",
+    "judge_accuracy": "a tie counts half",
+    "judge_strict": "strict: ties and missing are lost",
     "mean_label_mass": "Mean label mass, %",
     "pairs": "Pairs of a right and a wrong response",
     "prompts": "Prompts",
@@ -43,7 +45,7 @@ LABELS = {
     "mean_score": "Mean score",
     "mean_margin": "Mean of best minus worst score",
 }
-ORDER = ("overall", "sections", "domains", "ties", "categories", KIND, "by_category")
+ORDER = ("overall", "sections", "domains", "ties", "categories", PAIRS, KIND, "by_category")
 """Of the parts; then those that are not named here, then LATE."""
 LATE = ("subsets", "other_subsets", "")
 ELSEWHERE = ("calibration", "bias")
@@ -51,7 +53,9 @@ ELSEWHERE = ("calibration", "bias")
 SHARES = re.compile(r"accuracy|overall|strict|share|rate|mass|spread|best|section|domain|subset|categor")
 """Parts of a key that make its figure a share, written in per cent."""
 COMPLETE = ("complete", "rows", "subsets")
-"""What a complete part says of its rows; shown only where it is not complete."""
+"""What a part says of its rows where it is complete, which needs no word."""
+INCOMPLETE = ("complete", "subsets")
+"""Of a part with too few rows: what its number of rows says already."""
 
 
 class Estimate(NamedTuple):
@@ -128,13 +132,13 @@ def matrices(figures: Figures, title: str = "") -> list[tuple[str, dict[str, lis
 
 
 def _leaves(figures: Figures, path: Path) -> Iterator[tuple[Path, Any]]:
-    complete = figures.get("complete") is True
+    silent = {True: COMPLETE, False: INCOMPLETE if path else ()}.get(figures.get("complete"), ())
     for key, value in figures.items():
         if (not path and key in ELSEWHERE) or key == "matrix":
             continue
         if isinstance(value, dict) and not is_estimate(value):
             yield from _leaves(cast(dict[str, Any], value), (*path, key))
-        elif not (complete and key in COMPLETE):
+        elif key not in silent:
             yield (*path, key), value
 
 
@@ -157,9 +161,12 @@ def _place(path: Path) -> int:
 
 def _part(path: Path) -> str:
     """The key under which the figure stands; those that stand alone are of all rows."""
-    if len(path) > 1 or path[0] == "overall":
-        return path[0]
-    return KIND if path[0].startswith(KIND) else ""
+    first = path[0]
+    if len(path) > 1 or first == "overall":
+        return first
+    if first in ("judge_accuracy", "judge_strict"):
+        return PAIRS
+    return KIND if first.startswith(KIND) else ""
 
 
 def _row(path: Path, value: Any) -> FigureRow:
@@ -172,14 +179,15 @@ def _row(path: Path, value: Any) -> FigureRow:
 
 def _label(path: Path, part: str, share: bool) -> str:
     """Names of subsets and the like stand as they are; `Chat: accuracy` is the figure of Chat itself."""
+    first, rest = path[0], list(path[1:])
     if part == KIND:
-        return path[0].removeprefix(KIND)
-    if not part:
-        return LABELS.get(path[0]) or in_words(path[0]) + (", %" if share else "")
-    rest = path[1:] or path
+        return first.removeprefix(KIND)
+    if not rest and part != "overall":
+        return LABELS.get(first) or in_words(first) + (", %" if share else "")
     if len(rest) > 1 and rest[-1] == "accuracy":
-        rest = rest[:-1]
-    return ": ".join([rest[0], *(name.replace("_", " ") for name in rest[1:])])
+        rest.pop()
+    names = rest or [first]
+    return ": ".join([names[0], *(name.replace("_", " ") for name in names[1:])])
 
 
 def written(value: Any, share: bool) -> Cell:

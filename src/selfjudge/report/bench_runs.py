@@ -173,7 +173,8 @@ def _problem(rows: StepFile, results: dict[str, Any]) -> str:
     if rows.state == "done":
         return f"unfinished: all rows are judged, but there is no {RESULTS}; the same command writes it"
     count = sum(1 for _ in rows.rows())
-    return f"unfinished: {count} rows are judged; the same command goes on from there"
+    judged = f"{count} row is judged" if count == 1 else f"{count} rows are judged"
+    return f"unfinished: {judged}; the same command goes on from there"
 
 
 def _read_results(path: Path) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def _group(group: Group) -> list[Block]:
     if not done:
         return [Text(f"No figures of {group.label} yet: no run is finished.", "gap")]
     parts = [done[start : start + SIDE_BY_SIDE] for start in range(0, len(done), SIDE_BY_SIDE)]
-    return [*_remarks(done), *(_figure_table(group.label, runs) for runs in parts), *_matrices(done)]
+    return [*_remarks(group.label, done), *(_figure_table(group.label, runs) for runs in parts), *_matrices(done)]
 
 
-def _remarks(runs: Sequence[BenchRun]) -> list[Block]:
+def _remarks(label: str, runs: Sequence[BenchRun]) -> list[Block]:
     """What is missing or otherwise to be known of the figures, said once where it is the same for all."""
     saying: dict[str, list[str]] = {}
     for run in runs:
@@ -41,7 +41,7 @@ def _remarks(runs: Sequence[BenchRun]) -> list[Block]:
             saying.setdefault(line, []).append(run.name)
     common = [line for line, names in saying.items() if len(names) == len(runs)]
     own = [f"{', '.join(names)}: {line}" for line, names in saying.items() if len(names) < len(runs)]
-    return [Text("; ".join([*common, *own]) + ".", "gap")] if saying else []
+    return [Text(f"{label}: {'; '.join([*common, *own])}.", "gap")] if saying else []
 
 
 def _figure_table(label: str, runs: Sequence[BenchRun]) -> Table:

@@ -28,9 +28,9 @@ CALIBRATION = (
     "The scores are made probabilities by p = sigmoid(difference / T) and compared with how often they come true: on "
     "the diagonal a judge that says 80 % is right in 80 % of the cases. T = 1 is the score as it is; the other T is "
     "fitted on one half of the prompts and checked on the other half, so both diagrams are of the same pairs. ECE is "
-    "the mean distance from the diagonal, weighted by the counts below each diagram."
+    "the mean distance from the diagonal, weighted by the counts below each diagram. Single responses: sigmoid(score) of "
+    "every response beside whether it is right, where a score says that by itself."
 )
-POINTWISE = "sigmoid(score) of every single response beside whether it is right: whether a Yes can be taken as such."
 BIAS = (
     "A judge without a bias for length prefers the longer response about as often as it is the right one, and is as "
     "often right where the right response is the shorter. Flips: the verdict is turned round when the two responses "
@@ -110,8 +110,8 @@ def _diagrams(runs: Sequence[BenchRun]) -> list[Block]:
     for place, run in enumerate(runs):
         found = _part(run, "calibration")
         figures = [_diagram(run, name, found[name]) for name in DIAGRAMS if (found.get(name) or {}).get("bins")]
-        note = f"Single responses: {POINTWISE}" if "pointwise" in found else ""
-        blocks.append(Charts(figures, (), f"{run.name}: predicted and true", note, folded=place >= UNFOLDED))
+        if figures:
+            blocks.append(Charts(figures, (), f"{run.name}: predicted and true", folded=place >= UNFOLDED))
     return blocks
 
 

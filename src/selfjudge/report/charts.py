@@ -165,6 +165,8 @@ def _counts(bins: Sequence[ReliabilityBin], x: Scale, base: float) -> list[Marku
     )
     found: list[Markup] = []
     for one in bins:
+        if not one.n:
+            continue
         left, width, height = x(one.low), x(one.high) - x(one.low), (COUNTS_HEIGHT - 14) * one.n / most
         place = (left + 0.5, base - height, width - 1, height, one.tip or f"{one.n}")
         found.append(bar.format(*place, left + width / 2, base - height - 3, _short(one.n)))

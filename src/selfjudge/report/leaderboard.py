@@ -35,8 +35,11 @@ def _table(bench: Bench) -> Table:
 
 
 def _group_title(group: Group) -> str:
-    """What is ranked by, in the words of the figure."""
-    return f"{group.label}: {MAIN[group.main]}" if group.done else f"{group.label}: no run is finished"
+    """What is ranked by, in the words of the figure; said where that is not the benchmark's own."""
+    if not group.done:
+        return f"{group.label}: no run is finished"
+    without = group.main == ("judge_accuracy",) and any("overall" in run.figures for run in group.done)
+    return f"{group.label}: {MAIN[group.main]}" + (" (no overall figure: the rows are not complete)" if without else "")
 
 
 def _row(run: BenchRun, main: Estimate, low: float) -> list[Cell]:
