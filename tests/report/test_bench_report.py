@@ -60,7 +60,7 @@ def test_the_leaderboard_is_best_first(tmp_path):
     page = page_of(tmp_path)
     names = [cells[0] for section, cells in page.rows if section == "leaderboard"]
     assert names == ["Run", "mine: accuracy over all pairs", "deep/high", "deep/middle", "deep/low"]
-    expected = ["tiny", "yes-no", "87.5 75.0 - 100.0", "", "8", "8", "1", "81.2", "1", "25.0", "93.75"]
+    expected = ["87.5 75.0 - 100.0", "", "tiny", "yes-no", "8", "8", "1", "81.2", "1", "25.0", "93.75"]
     assert page.row("leaderboard", "deep/high") == expected
 
 
@@ -96,8 +96,8 @@ def test_an_unfinished_run_is_named_and_has_no_figures(tmp_path):
     page = page_of(tmp_path)
     assert "Unfinished: half (2 rows are judged; the same command goes on" in page.sections["leaderboard"]
     assert "torn (1 row is judged" in page.sections["leaderboard"]
-    assert page.row("leaderboard", "torn unfinished") == ["tiny", "yes-no", "—", "", *["—"] * 7]
-    assert page.row("leaderboard", "done")[2] == "75.0 62.5 - 87.5"
+    assert page.row("leaderboard", "torn unfinished") == ["—", "", "tiny", "yes-no", *["—"] * 7]
+    assert page.row("leaderboard", "done")[0] == "75.0 62.5 - 87.5"
 
 
 def test_calibration_and_bias_that_are_not_there_are_said_to_be_missing(tmp_path):
@@ -291,7 +291,7 @@ def test_bench_writes_what_the_report_reads(tmp_path, capsys):
     assert main(["bench", "--judge", "oracle", "--benchmark", "lab-dev", "--limit", "20", "--out", out, "--quiet"]) == 0
     assert main(["report", "--run", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "report.html")}
-    assert Page(tmp_path / "report.html").row("leaderboard", "run")[2].startswith("100.0")
+    assert Page(tmp_path / "report.html").row("leaderboard", "run")[0].startswith("100.0")
 
 
 # Drawings

@@ -59,7 +59,7 @@ def _matrices(runs: Sequence[BenchRun]) -> list[Block]:
 
 def _matrix(caption: str, rows: dict[str, list[float | None]]) -> Table:
     names = list(rows)
-    head = ["", *(f"against {name}" for name in names)]
+    head = ["right \u2193 wrong \u2192", *names]
     body = [[Cell(name), *(Cell(percent(value), shade=value) for value in cells)] for name, cells in rows.items()]
     return Table(caption, head, [("", body)], beside=True)
 

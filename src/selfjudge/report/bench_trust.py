@@ -28,8 +28,8 @@ CALIBRATION = (
     "The scores are made probabilities by p = sigmoid(difference / T) and compared with how often they come true: on "
     "the diagonal a judge that says 80 % is right in 80 % of the cases. T = 1 is the score as it is; the other T is "
     "fitted on one half of the prompts and checked on the other half, so both diagrams are of the same pairs. ECE is "
-    "the mean distance from the diagonal, weighted by the counts below each diagram. Single responses: sigmoid(score) of "
-    "every response beside whether it is right, where a score says that by itself."
+    "the mean distance from the diagonal, weighted by the counts below each diagram. Single responses: sigmoid(score) "
+    "of every response beside whether it is right, where a score says that by itself."
 )
 BIAS = (
     "A judge without a bias for length prefers the longer response about as often as it is the right one, and is as "

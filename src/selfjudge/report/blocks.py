@@ -72,8 +72,8 @@ class Table:
     folded: bool = False
     prose: bool = False
     """True when the last column is text."""
-    names: int = 0
-    """How many columns after the first are names, not figures."""
+    names: Sequence[int] = ()
+    """Places of the columns after the first that are names, not figures."""
     beside: bool = False
     """True for a small table that may stand beside others of its kind."""
     kind: str = "table"

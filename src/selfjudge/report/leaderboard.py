@@ -12,7 +12,20 @@ WHAT = (
     "scale; the dashed line is 50 %, chance for a pair. Strict: over all pairs, ties and missing scores are lost. "
     "Label mass is the probability on all label tokens together; far below 100 % the scores are noise."
 )
-HEAD = ("Model", "Judge", "Accuracy %", "", "n", "Pairs", "Ties", "Strict %", "Not scored", "Cut %", "Label mass %")
+HEAD = (
+    "Run",
+    "Accuracy %",
+    "",
+    "Model",
+    "Judge",
+    "n",
+    "Pairs",
+    "Ties",
+    "Strict %",
+    "Not scored",
+    "Cut %",
+    "Label mass %",
+)
 CHANCE = 0.5
 
 
@@ -31,7 +44,7 @@ def _table(bench: Bench) -> Table:
     known = [value for main in mains.values() for value in (main.value, main.low) if value is not None]
     low = min([0.45, *known])
     groups = [(_group_title(group), [_row(run, mains[run.name], low) for run in group.runs]) for group in bench.groups]
-    return Table("All runs, with 95 % intervals", ["Run", *HEAD], groups, names=2)
+    return Table("All runs, with 95 % intervals", HEAD, groups, names=(3, 4))
 
 
 def _group_title(group: Group) -> str:
@@ -47,9 +60,9 @@ def _row(run: BenchRun, main: Estimate, low: float) -> list[Cell]:
     pairs, ties, missing = (number(known_number(figures.get(name))) for name in ("pairs", "ties", "missing"))
     strict = percent(known_number(figures.get("judge_strict")))
     mass = percent(known_number(figures.get("mean_label_mass")), 2)
-    names = [Cell(run.name, "unfinished" if run.problem else ""), Cell(run.model or "none"), Cell(run.judge)]
-    accuracy = [estimate(main._asdict(), percent), _strip(run, main, low), Cell(number(main.n))]
-    return [*names, *accuracy, *map(Cell, (pairs, ties, strict, missing, _cut(figures), mass))]
+    name = Cell(run.name, "unfinished" if run.problem else "")
+    texts = (run.model or "none", run.judge, number(main.n), pairs, ties, strict, missing, _cut(figures), mass)
+    return [name, estimate(main._asdict(), percent), _strip(run, main, low), *map(Cell, texts)]
 
 
 def _strip(run: BenchRun, main: Estimate, low: float) -> Cell:
