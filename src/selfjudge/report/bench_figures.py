@@ -132,7 +132,8 @@ def matrices(figures: Figures, title: str = "") -> list[tuple[str, dict[str, lis
 
 
 def _leaves(figures: Figures, path: Path) -> Iterator[tuple[Path, Any]]:
-    silent = {True: COMPLETE, False: INCOMPLETE if path else ()}.get(figures.get("complete"), ())
+    complete = figures.get("complete")
+    silent = COMPLETE if complete is True else INCOMPLETE if complete is False and path else ()
     for key, value in figures.items():
         if (not path and key in ELSEWHERE) or key == "matrix":
             continue

@@ -73,7 +73,7 @@ class Table:
     prose: bool = False
     """True when the last column is text."""
     names: Sequence[int] = ()
-    """Places of the columns after the first that are names, not figures."""
+    """Places of the columns that are names, not figures."""
     beside: bool = False
     """True for a small table that may stand beside others of its kind."""
     kind: str = "table"

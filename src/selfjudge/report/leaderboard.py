@@ -44,7 +44,7 @@ def _table(bench: Bench) -> Table:
     known = [value for main in mains.values() for value in (main.value, main.low) if value is not None]
     low = min([0.45, *known])
     groups = [(_group_title(group), [_row(run, mains[run.name], low) for run in group.runs]) for group in bench.groups]
-    return Table("All runs, with 95 % intervals", HEAD, groups, names=(3, 4))
+    return Table("All runs, with 95 % intervals", HEAD, groups, names=(0, 3, 4))
 
 
 def _group_title(group: Group) -> str:
