@@ -68,8 +68,14 @@ def test_other_rows_are_another_group(tmp_path):
     write_bench(tmp_path / "all", data="a")
     write_bench(tmp_path / "part", data="a", limit=2)
     write_bench(tmp_path / "other", data="b", benchmark="other")
+    write_bench(tmp_path / "changed", data="c", limit=2)
     labels = {group.label: [run.name for run in group.runs] for group in read_bench(tmp_path).groups}
-    assert labels == {"mine, all rows": ["all"], "mine, first 2 rows": ["part"], "other": ["other"]}
+    assert labels == {
+        "mine, all rows": ["all"],
+        "mine, 2 rows (a)": ["part"],
+        "mine, 2 rows (c)": ["changed"],
+        "other": ["other"],
+    }
 
 
 def test_the_benchmarks_own_figure_ranks(tmp_path):

@@ -135,9 +135,9 @@ def _label(members: list[BenchRun], groups: list[list[BenchRun]]) -> str:
     namesakes = [group for group in groups if _benchmark(group) == name]
     if len(namesakes) == 1:
         return name
-    same_digest = sum(group[0].rows_key[0] == digest for group in namesakes) > 1
-    part = f", first {limit} rows" if limit else ", all rows" if same_digest else ""
-    return f"{name}{part}" + ("" if same_digest or limit else f" (rows {digest[:8] or 'not there'})")
+    same_limit = sum(group[0].rows_key[1] == limit for group in namesakes) > 1
+    part = f"{limit} rows" if limit else "all rows"
+    return f"{name}, {part}" + (f" ({digest[:8] or 'not there'})" if same_limit else "")
 
 
 def _benchmark(members: list[BenchRun]) -> str:
