@@ -357,9 +357,11 @@ class CompareConfig(Options):
 
 
 class ReportConfig(Options):
-    """Write a run's report: one self-contained HTML file."""
+    """Write the report of a run, or of several bench runs: one self-contained HTML file."""
 
-    run: str = option(..., "folder of an align run, or of a demo with several arms")
+    run: str = option(
+        ..., "folder of an align run, of a demo with several arms, or of bench runs (also in folders below)"
+    )
     out: str | None = option(None, "the HTML file; default: report.html in the run's folder", changes_result=False)
 
 

@@ -20,10 +20,12 @@ MISSING = "\u2014"
 
 
 class Cell(NamedTuple):
-    """A figure, and its interval or count in smaller type."""
+    """A figure, its interval or count in smaller type, and a small drawing; `shade` from 0 to 1 colours the ground."""
 
     text: str
     aside: str = ""
+    mark: Markup = Markup("")
+    shade: float | None = None
 
 
 class Figure(NamedTuple):
@@ -70,6 +72,10 @@ class Table:
     folded: bool = False
     prose: bool = False
     """True when the last column is text."""
+    names: Sequence[int] = ()
+    """Places of the columns that are names, not figures."""
+    beside: bool = False
+    """True for a small table that may stand beside others of its kind."""
     kind: str = "table"
 
 

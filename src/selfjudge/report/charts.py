@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from markupsafe import Markup
 
 TOP, BOTTOM, LEFT, RIGHT = 10.0, 28.0, 52.0, 10.0
 STYLES = 6
+STRIP_WIDTH, STRIP_HEIGHT = 150, 14
+COUNTS_HEIGHT = 46
 
 
 class Point(NamedTuple):
@@ -67,6 +69,17 @@ class Bin(NamedTuple):
     counts: tuple[int, ...]
 
 
+class ReliabilityBin(NamedTuple):
+    """The n predictions from low to high: their mean, and the share that was right; both None where n is 0."""
+
+    low: float
+    high: float
+    n: int
+    predicted: float | None
+    right: float | None
+    tip: str = ""
+
+
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover low..high, about `count` steps; their ends make a good axis."""
     span = (high - low) or abs(high) or 1.0
@@ -100,10 +113,69 @@ def histogram(axes: Axes, bins: Sequence[Bin], kinds: Sequence[str], marked: flo
     bars = [_stack(bin, kinds, x, y) for bin in bins]
     line = Markup("")
     if marked is not None:
-        line = Markup('<line class="mean" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>').format(
-            x(marked), TOP - 4, axes.height - BOTTOM
-        )
+        line = _upright("mean", x(marked), TOP - 4, axes.height - BOTTOM)
     return _svg(axes, Markup("").join([_grid(axes, y), *bars, line, _x_axis(axes, x)]))
+
+
+def interval_strip(
+    estimate: tuple[float, float | None, float | None], axis: tuple[float, float], marked: float, tip: str
+) -> Markup:
+    """One line of a table as a picture: (value, low, high) on the axis, with a dashed line at `marked`."""
+    value, low, high = estimate
+    x = _strip_scale(axis)
+    parts = [_upright("mean", x(marked), 0, STRIP_HEIGHT)]
+    if low is not None and high is not None:
+        bar = Markup('<line class="whisker s0" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(bar.format(x(low), x(high), y=STRIP_HEIGHT / 2))
+    parts.append(_marker(0, x(value), STRIP_HEIGHT / 2, tip))
+    return Markup('<svg class="strip" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        STRIP_WIDTH, STRIP_HEIGHT, tip, Markup("").join(parts)
+    )
+
+
+def _strip_scale(axis: tuple[float, float]) -> Scale:
+    factor = (STRIP_WIDTH - 12) / ((axis[1] - axis[0]) or 1.0)
+    return Scale(factor, 6 - factor * axis[0])
+
+
+def _upright(look: str, x: float, top: float, bottom: float) -> Markup:
+    return Markup('<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="{2:.1f}" y2="{3:.1f}"/>').format(
+        look, x, top, bottom
+    )
+
+
+def reliability_chart(axes: Axes, bins: Sequence[ReliabilityBin]) -> Markup:
+    """The share that was right over the predicted one, the diagonal, and below how many cases each bin has."""
+    x, y = _x_scale(axes), _y_scale(axes)
+    diagonal = Markup('<line class="mean" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+        x(axes.x_low), x(axes.x_high), y(axes.x_low), y(axes.x_high)
+    )
+    points = Series("", tuple(Point(one.predicted or 0.0, one.right, tip=one.tip) for one in bins))
+    parts = [_grid(axes, y), _x_axis(axes, x), diagonal, _line(points, x, y, 0), _marks(points, x, y, 0)]
+    taller = replace(axes, height=axes.height + COUNTS_HEIGHT)
+    return _svg(taller, Markup("").join([*parts, *_counts(bins, x, taller.height)]))
+
+
+def _counts(bins: Sequence[ReliabilityBin], x: Scale, base: float) -> list[Markup]:
+    """A bar and the number for each bin."""
+    most = max([1, *(one.n for one in bins)])
+    bar = Markup(
+        '<rect class="bar count" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" data-tip="{}"/>'
+        '<text class="tick count" text-anchor="middle" x="{:.1f}" y="{:.1f}">{}</text>'
+    )
+    found: list[Markup] = []
+    for one in bins:
+        if not one.n:
+            continue
+        left, width, height = x(one.low), x(one.high) - x(one.low), (COUNTS_HEIGHT - 14) * one.n / most
+        place = (left + 0.5, base - height, width - 1, height, one.tip or f"{one.n}")
+        found.append(bar.format(*place, left + width / 2, base - height - 3, _short(one.n)))
+    return found
+
+
+def _short(count: int) -> str:
+    """`12345` -> `12k`: what fits over a bar."""
+    return f"{count}" if count < 1000 else f"{count / 1000:.1f}k" if count < 10_000 else f"{count / 1000:.0f}k"
 
 
 def bins_of(groups: Sequence[Sequence[float]], low: float, high: float, count: int = 28) -> list[Bin]:

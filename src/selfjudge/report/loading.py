@@ -101,15 +101,20 @@ class Run:
         return max(len(arm.rounds) for arm in self.arms) - 1
 
 
+def find_runs(folder: Path) -> list[Path]:
+    """The folder itself, or those one below, that hold an align run."""
+    return [folder] if (folder / "run.json").is_file() else sorted(path.parent for path in folder.glob("*/run.json"))
+
+
 def read_run(folder: Path) -> Run:
     """The run in `folder`, or those in the folders one below. Raises DataError where there is none."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the --out folder of selfjudge align or selfjudge demo")
-    found = [folder] if (folder / "run.json").is_file() else sorted(path.parent for path in folder.glob("*/run.json"))
+        raise DataError(f"{folder}: no such folder; give the --out folder of selfjudge align, demo or bench")
+    found = find_runs(folder)
     if not found:
         raise DataError(
-            f"{folder}: not a run (no run.json in it or in a folder just below); "
-            "give the --out folder of selfjudge align or selfjudge demo"
+            f"{folder}: not a run (no run.json in it or in a folder just below, no results of selfjudge bench in it or "
+            "below); give the --out folder of selfjudge align, demo or bench"
         )
     arms = [_read_arm(path, path.name if path != folder else None) for path in found]
     return Run(folder, tuple(sorted(arms, key=lambda arm: (_place(arm.name), arm.name))))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from selfjudge.readers import hash_share
@@ -41,10 +42,14 @@ def prompt_table(run: Run, most: int = PROMPTS_SHOWN, characters: int = TEXT_SHO
 
 
 def _chosen(item: Round, most: int) -> tuple[list[Row], int]:
-    """The rows with the smallest hashes, in that order, and the number of all rows."""
+    return smallest_hashes(_best_source(item).rows(), most)
+
+
+def smallest_hashes(rows: Iterable[Row], most: int) -> tuple[list[Row], int]:
+    """The rows whose ids have the smallest hashes, in that order, without token ids; and the number of all rows."""
     seen = 0
     smallest: list[tuple[float, int, Row]] = []
-    for row in _best_source(item).rows():
+    for row in rows:
         seen += 1
         entry = (-hash_share(row["id"]), -seen, _without_ids(row))
         if len(smallest) < most:
@@ -89,10 +94,10 @@ def _row(place: tuple[int, int], row: Row, pair: Row | None, selected: bool) -> 
     state = "pair" if pair else "none" if selected else "unknown"
     reference = row.get("reference")
     responses = _responses(row, pair, reference)
-    return [*place, row["id"], row.get("category"), _prompt(row["messages"]), reference, state, responses]
+    return [*place, row["id"], row.get("category"), prompt_text(row["messages"]), reference, state, responses]
 
 
-def _prompt(messages: list[dict[str, str]]) -> str:
+def prompt_text(messages: list[dict[str, str]]) -> str:
     """The text; with the roles where there is more than one turn."""
     if len(messages) == 1:
         return messages[0]["content"]
@@ -120,10 +125,11 @@ def _key(response: Row) -> tuple[str, bool]:
 def _figures(response: Row, score: Row, reference: str | None) -> list[Any]:
     right = is_right(response, reference)
     flags = [int(response.get("finished", True)), None if right is None else int(right)]
-    return [response["text"], _rounded(score["value"]), _rounded(score.get("label_mass")), *flags]
+    return [response["text"], rounded(score["value"]), rounded(score.get("label_mass")), *flags]
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
+    """To four places, which no reader misses."""
     return None if value is None else round(value, 4)
 
 
