@@ -20,7 +20,7 @@ from selfjudge.backends.hf import HFBackend
 from selfjudge.cli import main
 from selfjudge.errors import ConfigError
 from selfjudge.judges import JUDGES, JudgeSetup
-from selfjudge.judges.committee import annotators_of, committee_scores, rescored
+from selfjudge.judges.committee import annotators_of, committee_scores, rescore
 from selfjudge.judges.yes_no import YesNo
 from selfjudge.questions import BUILT_IN, Questions, load_questions
 from selfjudge.ranking import hard_votes, votes_from_scores, zermelo
@@ -143,7 +143,7 @@ def test_scores_evidence_and_names(questions: Questions):
     matrix = [[-1.0, 2.0, 0.0], [0.0, 1.0, 0.5], [-2.0, 3.0, 0.0]]
     assert values(scored) == pytest.approx(zermelo(votes_from_scores(matrix, [1, 1, 1])).tolist())
     assert sum(values(scored)) == pytest.approx(0)
-    assert scored.scores[1].evidence == {"scores": [2.0, 1.0, 3.0]}
+    assert scored.scores[1].evidence == {"scores": [2.0, 1.0, 3.0], "votes": "soft"}
     assert [score.truncated for score in scored.scores] == [False, False, True]
     assert [score.label_mass for score in scored.scores] == [0.5] * 3
     assert scored.tags == {"subset": "x", "annotators": [f"wording {k} of model-0" for k in (1, 2, 3)]}
@@ -179,7 +179,7 @@ def test_a_missing_score_has_its_reason(questions: Questions):
     scored = committee(questions, backend)([example("4", "5", "6")])[0]
     assert scored.scores[1].reason == "no finite log-odds from wording 2 of model-0"
     assert math.isnan(scored.scores[1].value)
-    assert scored.scores[1].evidence == {"scores": [0.0, None, 0.0]}
+    assert scored.scores[1].evidence == {"scores": [0.0, None, 0.0], "votes": "soft"}
     assert values(scored)[0] == -values(scored)[2] > 0
 
 
@@ -188,8 +188,10 @@ def test_the_evidence_gives_the_scores_again(votes: str, questions: Questions):
     backend = Scripted({"4": (2.0, 1.0, 3.0), "5": (0.0, math.nan, 0.0), "6": (1.0, 9.0, 0.0)})
     scored = committee(questions, backend, votes=votes)([example("4", "5", "6", "4")])[0]
     again = Example.from_json(json.loads(json.dumps(scored.to_json())))
-    assert rescored(again, votes) == pytest.approx(values(scored), nan_ok=True)
-    assert abs(rescored(again, "hard")[0] - rescored(again, "soft")[0]) > 0.01
+    emptied = replace(again, scores=tuple(replace(score, value=9.0) for score in again.scores))
+    assert values(rescore(emptied)) == pytest.approx(values(scored), nan_ok=True)
+    other = committee(questions, backend, votes="hard" if votes == "soft" else "soft")([example("4", "5", "6", "4")])[0]
+    assert abs(values(other)[0] - values(scored)[0]) > 0.01
 
 
 def test_refusals(questions: Questions):
@@ -246,7 +248,7 @@ def test_bench_with_two_models(folder: Path, questions_file: Path, tmp_path: Pat
     assert rows[0].tags["annotators"][-1] == f"wording 3 of {folder / 'one'}"
     for row in rows:
         assert [len(score.evidence["scores"]) for score in row.scores] == [5, 5]
-        assert rescored(row) == pytest.approx(values(row))
+        assert values(rescore(row)) == pytest.approx(values(row))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["judged_by"] == judging.split(",")
     assert results["unit"].startswith("log-strength, nats")
@@ -265,7 +267,7 @@ def test_align(votes: str, folder: Path, questions_file: Path, tmp_path: Path):
     scored = [Example.from_json(row) for row in read_rows(tmp_path / "run" / "round-1" / "scored.jsonl")]
     assert summary(tmp_path / "run" / "round-1" / "scored.jsonl")["missing"] == 0
     for row in scored:
-        assert values(row) == pytest.approx(rescored(row, votes))
+        assert values(row) == pytest.approx(values(rescore(row)))
     by_id = {row.id: row for row in scored}
     selected = [Example.from_json(row) for row in read_rows(tmp_path / "run" / "round-1" / "selected.jsonl")]
     assert selected

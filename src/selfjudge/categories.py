@@ -63,11 +63,12 @@ def check_routing(backend: Backend, examples: Sequence[Example]) -> dict[str, An
 
 def routing_figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """From pairs of a stated category and the one that was found: accuracy, and counts by stated and found."""
-    confusion = {
-        stated: {found: count for found in CATEGORIES if (count := pairs.count((stated, found)))}
+    confusion = [
+        {"stated": stated, "found": found, "count": count}
         for stated in CATEGORIES
-        if any(first == stated for first, _ in pairs)
-    }
+        for found in CATEGORIES
+        if (count := pairs.count((stated, found)))
+    ]
     return {"accuracy": interval_of([float(stated == found) for stated, found in pairs]), "confusion": confusion}
 
 

@@ -149,6 +149,8 @@ def _sampling(config: Any) -> Iterator[str]:
 
 
 def _pairs_need_two(config: AlignConfig) -> Iterator[str]:
+    if config.in_place and config.judge_model is not None:
+        yield "--in-place reads the judgement of the model that samples; leave out --judge-model, or --in-place"
     if config.num_responses < 2:
         yield "--num-responses 1: a pair needs at least 2 responses per prompt"
 

@@ -318,7 +318,6 @@ class BenchConfig(ModelOptions, JudgeOptions):
         ..., "rewardbench, rewardbench-paper, rewardbench2, rm-bench, pairs, lab, lab-dev, or a file of pairs"
     )
     data: str | None = option(None, "file, folder or hub name to read the benchmark from; none: its own on the hub")
-    compare_separate: int = option(0, "with --in-place: rows judged with the separate question too; 0: none", ge=0)
     check_routing: int = option(64, "rows with a category whose category the model is asked for too; 0: none", ge=0)
     out: str = option(..., "folder for the judged rows and the results", changes_result=False)
     seed: int = option(0, "seed of everything that is drawn", ge=0)

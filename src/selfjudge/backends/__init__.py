@@ -9,6 +9,7 @@ A backend does three things (`label_logprobs`, `generate`, `close`); what the fi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Literal, NamedTuple, Protocol
 from selfjudge.records import Message, Response
 
 Messages = tuple[Message, ...]
+NOT_A_NUMBER = "the model's logits are not numbers; try --dtype float32 or bfloat16"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class LabelResult(NamedTuple):
     """`logprobs`: one per label, natural log; `mass`: their total probability, NaN where it was not computed.
 
     An API lists the most probable tokens only. `bounded`: a label is not among them, and its log-probability here is
-    the highest that it can have. Where no label is among them all log-probabilities are NaN and `reason` says so. The
-    mass is then of what is listed, a lower bound.
+    the highest that it can have. The mass is then of what is listed, a lower bound. Where nothing can be read all
+    log-probabilities are NaN and `reason` says why.
     """
 
     logprobs: tuple[float, ...]
@@ -73,6 +75,16 @@ class LabelResult(NamedTuple):
     truncated: bool
     bounded: bool = False
     reason: str | None = None
+
+    @classmethod
+    def of(cls, logprobs: tuple[float, ...], mass: float, truncated: bool) -> LabelResult:
+        """What a model gave, with the reason where that is not a number."""
+        return cls(logprobs, mass, truncated, reason=NOT_A_NUMBER if any(map(math.isnan, logprobs)) else None)
+
+    @classmethod
+    def unread(cls, request: LabelRequest, reason: str) -> LabelResult:
+        """A question that could not be put to the model."""
+        return cls((math.nan,) * len(request.labels), math.nan, False, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,8 @@ class SampleResult(NamedTuple):
     """`prompt_ids` is the rendered prompt that the responses continue; `answers` to the follow-up, one per response.
 
     `from_cache` is False where the model's cache could not be continued and the answers were computed from the start;
-    `truncated` is True where a quoted text was cut to fit the context.
+    `truncated` is True where a quoted text was cut to fit the context. Where even that is not enough there are no
+    responses and `reason` says why.
     """
 
     key: str
@@ -130,6 +143,7 @@ class SampleResult(NamedTuple):
     answers: tuple[LabelResult, ...] = ()
     from_cache: bool = True
     truncated: bool = False
+    reason: str | None = None
 
 
 class Backend(Protocol):

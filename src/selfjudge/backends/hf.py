@@ -85,7 +85,10 @@ class HFBackend:
     @torch.no_grad()
     def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
         """See `Backend`. One packed row after the other; neighbours of one group share their prefix."""
-        return self._read([self.prompts.ask(request) for request in requests], [r.group for r in requests])
+        asked = [self.prompts.ask(request) for request in requests]
+        fit = [index for index, one in enumerate(asked) if one.reason is None]
+        read = dict(zip(fit, self._read([asked[i] for i in fit], [requests[i].group for i in fit]), strict=True))
+        return [read.get(i) or LabelResult.unread(requests[i], str(one.reason)) for i, one in enumerate(asked)]
 
     def _read(self, asked: Sequence[Asked], names: Sequence[str]) -> list[LabelResult]:
         groups = groupby(range(len(asked)), key=lambda i: (names[i], asked[i].ids[0]))
@@ -112,7 +115,7 @@ class HFBackend:
             last = torch.tensor([branch.span.stop - 1 for branch in branches], device=hidden.device)
             logprobs, mass = label_logprobs(self.head, hidden[last], label_ids, with_mass)
             for branch, values, total in zip(branches, logprobs.tolist(), mass.tolist(), strict=True):
-                found[branch.index] = LabelResult(tuple(values), total, asked[branch.index].truncated)
+                found[branch.index] = LabelResult.of(tuple(values), total, asked[branch.index].truncated)
         return found
 
     # Samples
@@ -125,7 +128,9 @@ class HFBackend:
         self.prompts.check(requests, sampling)
         remaining = iter(requests)
         while window := [self.prompts.of(request, sampling) for request in islice(remaining, PLANNED_TOGETHER)]:
-            for pool, places in self._plan(window, sampling):
+            if refused := [prompt.refusal for prompt in window if prompt.reason]:
+                yield refused
+            for pool, places in self._plan([prompt for prompt in window if not prompt.reason], sampling):
                 if not all(prompt.request.key in done for prompt in pool):
                     yield from self._sample_pool(pool, places, sampling)
 
@@ -247,7 +252,7 @@ class HFBackend:
         hidden = hidden_behind(self.causal, running, [sample.row for sample in samples], rest)
         logprobs, mass = label_logprobs(self.head, hidden, question.label_ids)
         for sample, values, total in zip(samples, logprobs.tolist(), mass.tolist(), strict=True):
-            yield sample.place, LabelResult(tuple(values), total, False)
+            yield sample.place, LabelResult.of(tuple(values), total, False)
 
     def _asked(self, sample: Ended) -> Asked:
         question = self.prompts.question(_question(sample))

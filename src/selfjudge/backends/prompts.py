@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from selfjudge import labels
-from selfjudge.backends import FollowUp, LabelRequest, Quoted, SampleRequest, Sampling
+from selfjudge.backends import FollowUp, LabelRequest, Quoted, SampleRequest, SampleResult, Sampling
 from selfjudge.errors import ConfigError, DataError, ModelError
 from selfjudge.records import Response
 from selfjudge.rendering import CUT, Renderer
@@ -32,6 +32,8 @@ class Asked(NamedTuple):
     label_ids: LabelIds
     truncated: bool
     with_mass: bool
+    reason: str | None = None
+    """Why it cannot be run: it does not fit the context."""
 
 
 class Prompt(NamedTuple):
@@ -40,6 +42,13 @@ class Prompt(NamedTuple):
     request: SampleRequest
     ids: list[int]
     truncated: bool = False
+    reason: str | None = None
+    """Why it cannot be run: it does not fit the context."""
+
+    @property
+    def refusal(self) -> SampleResult:
+        """The result of one that cannot be run."""
+        return SampleResult(self.request.key, (), (), reason=self.reason)
 
 
 class Question(NamedTuple):
@@ -64,7 +73,10 @@ class Prompts:
         """The prompt that the label follows; the middle of the response is cut where the whole is too long."""
         if request.layout == "reference":
             return self._ask_as_reference(request)
-        text, ids, truncated = self._fitting(request.quoted, self.max_length, request.group)
+        fitting = self._fitting(request.quoted, self.max_length)
+        if fitting is None:
+            return Asked([], (), False, request.with_mass, self._too_long(self.max_length))
+        text, ids, truncated = fitting
         return Asked(self._known(ids), self._resolve(text, request.labels), truncated, request.with_mass)
 
     def _ask_as_reference(self, request: LabelRequest) -> Asked:
@@ -79,10 +91,8 @@ class Prompts:
         if truncated:
             ids = encode(message.content, max_length=REFERENCE_LENGTH, truncation=True)
         if len(ids) > self.max_length:
-            raise DataError(
-                f"{request.group}: {len(ids)} tokens in the reference's layout, which does not cut below "
-                f"{REFERENCE_LENGTH}, and {self.name} reads {self.max_length}; remove the row or use --layout chat"
-            )
+            reason = f"the reference's layout cuts at {REFERENCE_LENGTH} tokens, the model reads {self.max_length}"
+            return Asked([], (), False, request.with_mass, reason)
         pieces = (
             tuple(i for word in words for i in encode(word, add_special_tokens=False)) for words in request.labels
         )
@@ -92,7 +102,11 @@ class Prompts:
         """The prompt that a response continues; what it quotes is cut so that the new tokens fit, too."""
         if request.quoted is None:
             return Prompt(request, self._known(self.renderer.ids(request.messages)))
-        _, ids, truncated = self._fitting(request.quoted, self._room(request, sampling), request.key)
+        room = self._room(request, sampling)
+        fitting = self._fitting(request.quoted, room)
+        if fitting is None:
+            return Prompt(request, [], reason=f"{self._too_long(room)}; lower --judge-tokens")
+        _, ids, truncated = fitting
         return Prompt(request, self._known(ids), truncated)
 
     def question(self, follow_up: FollowUp) -> Question:
@@ -148,8 +162,14 @@ class Prompts:
             )
         return ids
 
-    def _fitting(self, quoted: Quoted, room: int, name: str) -> tuple[str, list[int], bool]:
-        """The question in at most `room` tokens, its ids, and whether a quoted text had to be cut for that."""
+    def _too_long(self, room: int) -> str:
+        return f"request and question alone exceed the {room} tokens that the model takes"
+
+    def _fitting(self, quoted: Quoted, room: int) -> tuple[str, list[int], bool] | None:
+        """The question in at most `room` tokens, its ids, and whether a quoted text had to be cut for that.
+
+        None where it does not fit even without what it quotes.
+        """
 
         def render(*texts: str) -> str:
             return self.renderer.text(quoted.render(*texts), thinking=False)
@@ -159,13 +179,7 @@ class Prompts:
         if len(ids) <= room:
             return text, ids, False
         cut = cut_to_fit(self.renderer, render, quoted.texts, room)
-        if cut is None:
-            shorter = "" if room == self.max_length else ", lower --judge-tokens"
-            raise DataError(
-                f"{name}: request and question alone exceed the {room} tokens that {self.name} takes; remove the row"
-                f"{shorter} or use a model with a longer context"
-            )
-        return (*cut, True)
+        return None if cut is None else (*cut, True)
 
     def _resolve(self, text: str, words: tuple[tuple[str, ...], ...]) -> LabelIds:
         key = (text[-LABEL_TAIL:], words)

@@ -67,7 +67,7 @@ class VLLMBackend:
     def label_logprobs(self, requests: Sequence[LabelRequest]) -> list[LabelResult]:
         """See `Backend`. Neighbours of one group share their prefix in the cache of one engine."""
         asked = [self.prompts.ask(request) for request in requests]
-        jobs = [(index, Read(one.ids, _flat(one.label_ids))) for index, one in enumerate(asked)]
+        jobs = [(i, Read(one.ids, _flat(one.label_ids))) for i, one in enumerate(asked) if one.reason is None]
         groups = (list(members) for _, members in groupby(jobs, key=lambda job: requests[job[0]].group))
         results: dict[int, LabelResult] = {}
         for arrived in self.processes.run(groups):
@@ -75,7 +75,7 @@ class VLLMBackend:
                 assert isinstance(result, LabelsRead)
                 one = asked[index]
                 results[index] = label_result(result.logprobs, one.label_ids, requests[index].with_mass, one.truncated)
-        return [results[index] for index in range(len(asked))]
+        return [results.get(i) or LabelResult.unread(requests[i], str(one.reason)) for i, one in enumerate(asked)]
 
     # Samples
 
@@ -84,9 +84,21 @@ class VLLMBackend:
     ) -> Iterator[list[SampleResult]]:
         """See `Backend`. Prompts are handed over as engines become free, and come back in the order they finish."""
         self.prompts.check(requests, sampling)
-        prompts = (self.prompts.of(request, sampling) for request in requests if request.key not in done)
-        for arrived in self.processes.run([(prompt, self._draw(prompt, sampling))] for prompt in prompts):
+        refused: list[SampleResult] = []
+
+        def ready() -> Iterator[list[tuple[Prompt, Job]]]:
+            for request in requests:
+                if request.key not in done:
+                    prompt = self.prompts.of(request, sampling)
+                    if prompt.reason is None:
+                        yield [(prompt, self._draw(prompt, sampling))]
+                    else:
+                        refused.append(prompt.refusal)
+
+        for arrived in self.processes.run(ready()):
             yield [self._sampled(prompt, result) for prompt, result in arrived]
+        if refused:
+            yield refused
 
     def _draw(self, prompt: Prompt, sampling: Sampling) -> Job:
         question = self._question(prompt)
@@ -168,7 +180,7 @@ def label_result(logprobs: Sequence[float], label_ids: LabelIds, with_mass: bool
     """From log-probabilities of all ids, label after label, to one per label."""
     remaining = iter(logprobs)
     values = tuple(_log_sum_exp([next(remaining) for _ in ids]) for ids in label_ids)
-    return LabelResult(values, math.fsum(map(math.exp, values)) if with_mass else math.nan, truncated)
+    return LabelResult.of(values, math.fsum(map(math.exp, values)) if with_mass else math.nan, truncated)
 
 
 def _log_sum_exp(logprobs: Sequence[float]) -> float:

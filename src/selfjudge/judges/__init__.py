@@ -15,8 +15,7 @@ from typing import Literal
 
 from selfjudge.backends import Backend, Scorer
 from selfjudge.errors import ConfigError
-from selfjudge.judges import pairwise, rating, yes_no
-from selfjudge.judges.committee import Committee, annotators_of, problems
+from selfjudge.judges import committee, pairwise, rating, yes_no
 from selfjudge.judges.controls import oracle, random
 from selfjudge.judges.reward_model import reward_model
 from selfjudge.questions import Questions, load_questions
@@ -88,10 +87,11 @@ def _pairwise_verdict(setup: JudgeSetup) -> Judge:
 
 
 def _committee(setup: JudgeSetup) -> Judge:
-    for problem in problems(setup.questions.wordings, len(setup.backends), setup.annotators, setup.votes):
+    for problem in committee.problems(setup.questions.wordings, len(setup.backends), setup.annotators, setup.votes):
         raise ConfigError(problem)
     models = list(zip(setup.models, setup.backends, strict=True))
-    return Committee(annotators_of(models, setup.questions, setup.annotators, mass_share=setup.mass_share), setup.votes)
+    annotators = committee.annotators_of(models, setup.questions, setup.annotators, mass_share=setup.mass_share)
+    return committee.Committee(annotators, setup.votes)
 
 
 JUDGES: dict[str, JudgeKind] = {
@@ -104,7 +104,9 @@ JUDGES: dict[str, JudgeKind] = {
         _pairwise, "log-odds against the others, nats", rescore=pairwise.rescore, labels="the labels A and B"
     ),
     "pairwise-verdict": JudgeKind(_pairwise_verdict, "log-strength, nats", rescore=pairwise.rescore_verdicts),
-    "committee": JudgeKind(_committee, "log-strength, nats, mean 0 over the responses to a prompt"),
+    "committee": JudgeKind(
+        _committee, "log-strength, nats, mean 0 over the responses to a prompt", rescore=committee.rescore
+    ),
     "reward-model": JudgeKind(lambda setup: reward_model(setup.scorers[0]), "logit", "reward model"),
     "oracle": JudgeKind(lambda _: oracle, "+5 or -5", "nobody"),
     "random": JudgeKind(lambda setup: random(setup.seed), "a random number", "nobody"),

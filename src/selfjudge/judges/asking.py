@@ -34,14 +34,15 @@ def missing(score: Score, reason: str) -> Score:
 
 
 def evidence(example: Example, judge: str, *keys: str) -> list[dict[str, Any]]:
-    """The evidence of every response, which has at least one of the keys.
+    """The evidence of every response, which has at least one of the keys; nothing for one that could not be asked.
 
     Raises DataError where another judge, or none, gave the scores.
     """
     kept: list[dict[str, Any]] = []
     for index in range(len(example.responses)):
-        found = example.scores[index].evidence if index < len(example.scores) else {}
-        if not any(key in found for key in keys):
+        score = example.scores[index] if index < len(example.scores) else Score(math.nan)
+        found = score.evidence
+        if (found or score.reason is None) and not any(key in found for key in keys):
             shown = f"holds {', '.join(found)}" if found else "is empty"
             raise DataError(
                 f"{example.id}, response {index}: the evidence of its score {shown}, but the {judge} judge needs "

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from selfjudge.backends import Backend
 from selfjudge.categories import classify
 from selfjudge.errors import ConfigError
-from selfjudge.judges.asking import distinct
+from selfjudge.judges.asking import distinct, evidence
 from selfjudge.judges.yes_no import YesNo, score_of
 from selfjudge.questions import Questions
 from selfjudge.ranking import hard_votes, votes_from_scores, zermelo
@@ -119,16 +119,18 @@ class Committee:
             fmean(score.label_mass for score in given),
             any(score.truncated for score in given),
             f"no finite log-odds from {', '.join(silent)}" if silent else None,
-            {"scores": values},
+            {"scores": values, "votes": self.votes},
         )
 
 
-def rescored(example: Example, votes: str = "soft", prior: float = 1.0) -> list[float]:
-    """The strengths once more, from the evidence of an example that a committee has judged; no model is asked."""
-    given = {r.text: s.evidence["scores"] for r, s in zip(example.responses, example.scores, strict=True)}
+def rescore(example: Example) -> Example:
+    """The strengths from the annotators' log-odds that were kept. Raises DataError where there are none."""
+    kept = evidence(example, "committee", "scores")
+    given = {response.text: own["scores"] for response, own in zip(example.responses, kept, strict=True)}
     matrix = np.array([[math.nan if value is None else value for value in values] for values in given.values()]).T
-    by_text = dict(zip(given, committee_scores(matrix, votes, prior=prior).tolist(), strict=True))
-    return [by_text[response.text] for response in example.responses]
+    by_text = dict(zip(given, committee_scores(matrix, kept[0]["votes"]).tolist(), strict=True))
+    scores = zip(example.responses, example.scores, strict=True)
+    return replace(example, scores=tuple(replace(score, value=by_text[response.text]) for response, score in scores))
 
 
 def annotators_of(

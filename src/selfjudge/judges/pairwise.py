@@ -205,21 +205,24 @@ def _against_others(index: int, places: Sequence[int], results: dict[Shown, Labe
         if other != index
     }
     mass = math.fsum(result.mass for result in own) / len(own) if own else math.nan
-    score = Score(math.nan, mass, any(result.truncated for result in own), evidence={"against": against})
+    reason = next((result.reason for result in own if result.reason), None)
+    score = Score(math.nan, mass, any(result.truncated for result in own), reason, {"against": against})
     return _mean_odds(score, against)
 
 
 def _odds(result: LabelResult | None, sign: int = 1) -> float | None:
-    """Log-odds of A against B, of B against A with `sign` -1; None for an order that was not asked."""
-    return None if result is None else sign * (result.logprobs[0] - result.logprobs[1])
+    """Log-odds of A against B, of B against A with `sign` -1; None for an order without an answer."""
+    return None if result is None or result.reason else sign * (result.logprobs[0] - result.logprobs[1])
 
 
 def _mean_odds(score: Score, against: dict[str, list[float | None]]) -> Score:
     """`against`: other response -> log-odds for this one, shown first and shown second."""
     if not against:
         return missing(score, NOTHING_TO_COMPARE)
-    asked = ([odds for odds in pair if odds is not None] for pair in against.values())
-    differences = [math.fsum(odds) / len(odds) for odds in asked]
+    answered = ([odds for odds in pair if odds is not None] for pair in against.values())
+    differences = [math.fsum(odds) / len(odds) for odds in answered if odds]
+    if not differences:
+        return score
     return replace(score, value=math.fsum(differences) / (len(differences) + 1), reason=None)
 
 
@@ -235,7 +238,11 @@ def _voted(example: Example, results: dict[Shown, SampleResult]) -> Example:
 
 def _unscored(index: int, results: dict[Shown, SampleResult]) -> Score:
     """The verdicts on the response where it was shown first; those where it was second are kept with the others."""
-    texts = {str(shown.second): r.responses[0].text for shown, r in results.items() if shown.first == index}
+    texts = {
+        str(shown.second): result.responses[0].text
+        for shown, result in results.items()
+        if shown.first == index and result.responses
+    }
     truncated = any(result.truncated for shown, result in results.items() if index in shown)
     return Score(math.nan, truncated=truncated, evidence={"verdicts": texts})
 

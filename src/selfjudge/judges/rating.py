@@ -96,9 +96,9 @@ def rescore(example: Example) -> Example:
 
 def rescore_expected(example: Example) -> Example:
     """The mean grades from the kept log-probabilities. Raises DataError where there are none."""
-    values = [mean_grade(kept["grades"]) for kept in evidence(example, "rating-expected", "grades")]
-    scores = zip(example.scores, values, strict=True)
-    return replace(example, scores=tuple(replace(score, value=value, reason=None) for score, value in scores))
+    scores = zip(example.scores, evidence(example, "rating-expected", "grades"), strict=True)
+    again = (replace(s, value=mean_grade(kept["grades"]), reason=None) if kept else s for s, kept in scores)
+    return replace(example, scores=tuple(again))
 
 
 def mean_grade(logprobs: Sequence[float]) -> float:
@@ -140,12 +140,16 @@ def _label_request(example: Example, text: str) -> LabelRequest:
 
 
 def _graded(result: SampleResult) -> Score:
+    if not result.responses:
+        return Score(math.nan, reason=result.reason)
     response = result.responses[0]
     kept: dict[str, Any] = {"text": response.text} | ({} if response.finished else {"finished": False})
     return _from_text(Score(math.nan, truncated=result.truncated, evidence=kept))
 
 
 def _from_text(score: Score) -> Score:
+    if not score.evidence:
+        return score
     grade = parse_grade(score.evidence["text"])
     if grade is not None:
         return replace(score, value=grade, reason=None)
@@ -155,5 +159,7 @@ def _from_text(score: Score) -> Score:
 
 
 def _expected(result: LabelResult) -> Score:
+    if result.reason is not None:
+        return Score(math.nan, result.mass, result.truncated, result.reason)
     logprobs = list(result.logprobs)
     return Score(mean_grade(logprobs), result.mass, result.truncated, evidence={"grades": logprobs})

@@ -89,5 +89,7 @@ def rescore(example: Example) -> Example:
 
 def _again(kept: dict[str, float], score: Score) -> Score:
     """Without the label mass only the difference of the log-probabilities means anything, and only it was kept."""
+    if not kept:
+        return score
     value = kept["log_odds"] if "log_odds" in kept else kept["yes"] - kept["no"]
     return replace(score, value=value, reason=None)

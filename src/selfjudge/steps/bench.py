@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from heapq import nsmallest
-from itertools import islice
 from pathlib import Path
 
 from selfjudge.benchmarks import BENCHMARKS, Benchmark
@@ -27,7 +26,15 @@ from selfjudge.judging_figures import judging_figures
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, step_meta, versions
-from selfjudge.steps.judge import JudgeFigures, judge_rows, judging_models, make_judge, unjudged, warn_of_bounds
+from selfjudge.steps.judge import (
+    JudgeFigures,
+    SeparateComparison,
+    judge_rows,
+    judging_models,
+    make_judge,
+    unjudged,
+    warn_of_bounds,
+)
 from selfjudge.store import open_output, parse_row, without_nan, write_json_atomic
 
 ROWS = "rows.jsonl"
@@ -45,10 +52,11 @@ def run(config: BenchConfig, console: Console) -> Summary:
                 with OpenModel(console.say) as model:
                     judge = make_judge(config, model, config.judge, config.seed)
                     model.estimate(lambda: [judge(group) for group in unjudged(examples, output.done_ids)])
-                    figures = judge_rows(examples, judge, output, console)
-                    routing = _routing(config, examples, model)
+                    comparison = SeparateComparison(examples, config.compare_separate if config.in_place else 0)
+                    figures = judge_rows(examples, judge, output, console, comparison.seen)
+                    extra = _routing(config, examples, model) | comparison.summary(config, model)
                 warn_of_bounds(figures, console)
-                output.finish(figures.summary() | routing)
+                output.finish(figures.summary() | extra)
             judged = Judged(folder / ROWS)
             own = _counts(judged) | judging_figures(judged, JUDGES[config.judge].absolute)
             summary: Summary = without_nan(output.summary | own | benchmark.summarise(judged))
@@ -58,10 +66,10 @@ def run(config: BenchConfig, console: Console) -> Summary:
 
 
 def _routing(config: BenchConfig, examples: Source, model: OpenModel) -> Summary:
-    """How well the judging model finds the categories that the first rows state; nothing where none does."""
-    if JUDGES[config.judge].asks != "language model":
+    """How well the judging model finds the categories that some of the rows state; nothing where none does."""
+    if JUDGES[config.judge].asks != "language model" or not config.check_routing:
         return {}
-    stated = list(islice((example for example in examples if example.category), config.check_routing))
+    stated = list(some(examples.part(lambda example: example.category is not None), config.check_routing))
     return {"routing": check_routing(model.get_all(config, judging_models(config))[0], stated)} if stated else {}
 
 
