@@ -14,7 +14,7 @@ import torch
 
 from selfjudge.backends import BackendOptions, LabelRequest, LabelResult
 from selfjudge.backends.hf import HFBackend
-from selfjudge.errors import DataError, ModelError
+from selfjudge.errors import ModelError
 from selfjudge.labels import resolve
 from selfjudge.questions import load_questions
 from selfjudge.records import Message
@@ -143,7 +143,9 @@ def test_the_same_answer_for_any_text_before_the_question(model_folder: Callable
 
 
 def shown(model: HFBackend, asked: LabelRequest) -> str:
-    return model.prompts._fitting(asked.quoted, model.prompts.max_length, asked.group)[0]
+    fitting = model.prompts._fitting(asked.quoted, model.prompts.max_length)
+    assert fitting is not None
+    return fitting[0]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -179,9 +181,27 @@ def test_what_fits_exactly_is_not_cut(model_folder: Callable[..., str]):
 
 
 def test_request_and_question_alone_are_too_long(model_folder: Callable[..., str]):
+    """The row has no result, with the reason; the others have theirs."""
     model = backend(model_folder("llama"))
-    with pytest.raises(DataError, match="row-7: request and question alone exceed the 512 tokens"):
-        model.label_logprobs([request("row-7", "word " * 600, "one")])
+    rows = [
+        request("row-1", "Is it?", "one"),
+        request("row-7", "word " * 600, "one"),
+        request("row-8", "Is it?", "two"),
+    ]
+    found = model.label_logprobs(rows)
+    assert found[1].reason == "request and question alone exceed the 512 tokens that the model takes"
+    assert all(map(math.isnan, found[1].logprobs))
+    alone = model.label_logprobs([rows[0]]) + model.label_logprobs([rows[2]])
+    assert [one.logprobs for one in (found[0], found[2])] == [pytest.approx(one.logprobs, abs=1e-5) for one in alone]
+
+
+def test_logits_that_are_no_numbers_are_missing(model_folder: Callable[..., str]):
+    model = backend(model_folder("llama"))
+    with torch.no_grad():
+        model.causal.get_output_embeddings().weight[:] = math.nan
+    found = model.label_logprobs([request("x", "Is it?", "one")])[0]
+    assert found.reason == "the model's logits are not numbers; try --dtype float32 or bfloat16"
+    assert all(map(math.isnan, found.logprobs))
 
 
 def test_letters_that_cut_a_character_in_two(model_folder: Callable[..., str]):

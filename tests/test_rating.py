@@ -17,7 +17,6 @@ from selfjudge.backends import BackendOptions, LabelRequest, SampleRequest, Samp
 from selfjudge.backends.fake import FakeBackend
 from selfjudge.backends.prompts import fair_share
 from selfjudge.cli import main
-from selfjudge.errors import DataError
 from selfjudge.judges import JUDGES, JudgeSetup
 from selfjudge.judges.rating import mean_grade, parse_grade
 from selfjudge.records import CATEGORIES, Example, Message, Response
@@ -183,8 +182,17 @@ def test_a_long_response_is_cut_to_leave_room_for_the_answer(model_folder: Calla
     for name in ("rating", "rating-expected"):
         scored = on_model(folder, name, [long])[0]
         assert [score.truncated for score in scored.scores] == [True, False]
-    with pytest.raises(DataError, match="e1, response 0: request and question alone exceed the 2042 tokens"):
-        on_model(folder, "rating", [replace(long, messages=(Message("user", "w " * 3000),))])
+    too_long = replace(long, messages=(Message("user", "w " * 3000),))
+    for name, room in (
+        ("rating", "2042 tokens that the model takes; lower --judge-tokens"),
+        ("rating-expected", "2048 "),
+    ):
+        judged, other = on_model(folder, name, [too_long, replace(example("4", "5"), id="e2")])
+        assert [room in str(score.reason) for score in judged.scores] == [True, True]
+        assert not any("exceed" in str(score.reason) for score in other.scores)
+        rescore = JUDGES[name].rescore
+        assert rescore is not None
+        assert rescore(judged).to_json() == judged.to_json()
 
 
 def test_fair_share_by_hand() -> None:

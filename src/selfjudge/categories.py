@@ -69,7 +69,7 @@ def routing_figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         for found in CATEGORIES
         if (count := pairs.count((stated, found)))
     ]
-    return {"accuracy": interval_of([float(stated == found) for stated, found in pairs]), "confusion": confusion}
+    return {"accuracy": interval_of(sorted(float(stated == found) for stated, found in pairs)), "confusion": confusion}
 
 
 class WithCategories:

@@ -321,7 +321,7 @@ class BenchConfig(ModelOptions, JudgeOptions):
     check_routing: int = option(64, "rows with a category whose category the model is asked for too; 0: none", ge=0)
     out: str = option(..., "folder for the judged rows and the results", changes_result=False)
     seed: int = option(0, "seed of everything that is drawn", ge=0)
-    limit: int = option(0, "judge N rows only, picked by a hash of their ids; 0: all", ge=0)
+    limit: int = option(0, "judge N rows only, picked by a hash of their content; 0: all", ge=0)
 
 
 class ExportConfig(Options):

@@ -66,7 +66,8 @@ class OpenModel:
             if opened.serves(wanted):
                 return opened.backend
         options = BackendOptions(**{name: wanted[name] for name in _MODEL_FIELDS if name in wanted}, say=self.say)
-        backend = OPENERS[wanted["backend"]](wanted["model"], options)
+        opener = open_reward_model if wanted["backend"] == "reward model" else BACKENDS[wanted["backend"]]
+        backend = opener(wanted["model"], options)
         self._open.append(_Opened(backend, {name: getattr(options, name) for name in _MODEL_FIELDS} | wanted))
         return backend
 
@@ -93,12 +94,6 @@ class OpenModel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-OPENERS: dict[str, Callable[[str, BackendOptions], Backend | Scorer]] = {
-    **BACKENDS,
-    "reward model": open_reward_model,
-}
 
 
 class _Opened(NamedTuple):

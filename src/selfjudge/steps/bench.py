@@ -23,7 +23,6 @@ from selfjudge.console import Console
 from selfjudge.inputs import WORLD, Source, read_scorable, survey
 from selfjudge.judges import JUDGES
 from selfjudge.judging_figures import judging_figures
-from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.steps import OpenModel, Summary, step_meta, versions
 from selfjudge.steps.judge import (
@@ -135,8 +134,8 @@ def _rows_of(config: BenchConfig, benchmark: Benchmark) -> Generator[Source]:
 
 
 def some(examples: Source, count: int) -> Source:
-    """`count` of the examples (0: all), those whose ids have the smallest hashes: a fair part of a sorted file."""
+    """`count` of the examples (0: all), those whose content has the smallest digests: a fair part of a sorted file."""
     if not 0 < count < len(examples):
         return examples
-    last = nsmallest(count, (hash_share(example.id) for example in examples))[-1]
-    return examples.part(lambda example: hash_share(example.id) <= last)
+    last = nsmallest(count, (content_digest(example) for example in examples))[-1]
+    return examples.part(lambda example: content_digest(example) <= last)
