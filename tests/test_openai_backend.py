@@ -477,7 +477,7 @@ def test_judge_says_the_costs_the_bounds_and_what_is_missing(
         assert "8 requests made, 0 answers from the cache, 0 retries; 800 input and 8 output tokens" in said.err
         assert "1 of 8 scores are bounds" in said.err
         scores = [score for row in read_rows(out) for score in row["scores"]]
-        assert [score.get("evidence") for score in scores].count({"bounded": True}) == 1
+        assert [score.get("evidence", {}).get("bounded") for score in scores].count(True) == 1
         assert scores[0]["value"] == pytest.approx(math.log(6 * 0.01) - math.log(0.7))  # 6 spellings of Yes
         assert scores[3]["value"] is None
         assert scores[3]["reason"].startswith("none of the labels")
@@ -503,7 +503,10 @@ def test_a_budget_that_is_too_small_is_refused_before_the_first_request(
             "selfjudge: --max-requests 7: this needs 8; raise it, or take fewer rows with --limit"
             in capfd.readouterr().err
         )
-        bench = api("bench", server.url, "--benchmark", source, "--out", tmp_path / "bench")
+        bench = api("bench", server.url, "--benchmark", source, "--out", tmp_path / "bench", "--check-routing", "2")
+        assert main([*bench, "--max-requests", "9"]) == 2
+        assert "--max-requests 9: this needs 10" in capfd.readouterr().err  # two more for the categories
+        bench = [*bench[:-1], "0"]
         assert main([*bench, "--max-requests", "7"]) == 2
         assert server.requests == []
         other = api("judge", server.url, "--input", source, "--limit", "2", "--out", tmp_path / "two.jsonl")

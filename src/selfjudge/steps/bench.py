@@ -31,7 +31,7 @@ from selfjudge.steps.judge import (
     judge_rows,
     judging_models,
     make_judge,
-    unjudged,
+    rehearse,
     warn_of_bounds,
 )
 from selfjudge.store import open_output, parse_row, without_nan, write_json_atomic
@@ -50,8 +50,14 @@ def run(config: BenchConfig, console: Console) -> Summary:
             if not output.finished:
                 with OpenModel(console.say) as model:
                     judge = make_judge(config, model, config.judge, config.seed)
-                    model.estimate(lambda: [judge(group) for group in unjudged(examples, output.done_ids)])
-                    comparison = SeparateComparison(examples, config.compare_separate if config.in_place else 0)
+                    twice = config.compare_separate if config.in_place else 0
+                    model.estimate(
+                        lambda: (
+                            rehearse(config, examples, judge, output.done_ids, twice, model),
+                            _routing(config, examples, model),
+                        )
+                    )
+                    comparison = SeparateComparison(examples, twice)
                     figures = judge_rows(examples, judge, output, console, comparison.seen)
                     extra = _routing(config, examples, model) | comparison.summary(config, model)
                 warn_of_bounds(figures, console)

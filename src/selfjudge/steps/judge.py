@@ -45,7 +45,7 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
                 opened = model or own
                 judge = list if scores_given else make_judge(config, opened, config.judge, config.seed)
                 asked_twice = config.compare_separate if config.in_place and not scores_given else 0
-                opened.estimate(lambda: _rehearse(config, examples, judge, output.done_ids, asked_twice, opened))
+                opened.estimate(lambda: rehearse(config, examples, judge, output.done_ids, asked_twice, opened))
                 comparison = SeparateComparison(examples, asked_twice)
                 figures = judge_rows(examples, judge, output, console, comparison.seen)
                 output.finish(figures.summary() | comparison.summary(config, opened))
@@ -54,8 +54,8 @@ def run(config: JudgeConfig, console: Console, model: OpenModel | None = None, s
             return output.summary
 
 
-def _rehearse(
-    config: JudgeConfig, examples: Source, judge: Judge, done: Container[str], asked_twice: int, model: OpenModel
+def rehearse(
+    config: JudgeOptions, examples: Source, judge: Judge, done: Container[str], asked_twice: int, model: OpenModel
 ) -> None:
     """Judges without writing anything, for an estimate of the requests."""
     comparison = SeparateComparison(examples, asked_twice)
