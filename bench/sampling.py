@@ -160,17 +160,16 @@ def _with_transformers(place: Place, work: Sampling, draw: Callable[[Any, Any, S
 
 
 def vllm_alone(place: Place, work: Sampling) -> Run:
-    """`LLM.generate` with n responses a prompt."""
+    """`LLM.generate` with n responses a prompt, the seeds and the log-probabilities that `selfjudge` asks for, too."""
     engine = open_vllm(place, models.CONTEXT)
     from vllm import SamplingParams
 
     tokenizer = models.AutoTokenizer.from_pretrained(place.folder)
-    parameters = SamplingParams(
-        n=work.num_responses, temperature=TEMPERATURE, max_tokens=work.new_tokens, stop_token_ids=[END_ID]
-    )
+    shared = {"n": work.num_responses, "temperature": TEMPERATURE, "max_tokens": work.new_tokens, "logprobs": 0}
 
     def draw(asked: Sequence[str]) -> list[int]:
         ids = [{"prompt_token_ids": tokenizer.encode(text)} for text in asked]
+        parameters = [SamplingParams(seed=number, stop_token_ids=[END_ID], **shared) for number in range(len(ids))]
         found = engine.generate(ids, parameters, use_tqdm=False)
         return [length_of(list(output.token_ids)) for request in found for output in request.outputs]
 

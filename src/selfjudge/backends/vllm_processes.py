@@ -22,6 +22,7 @@ from itertools import count
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from shutil import which
 from typing import Any, TypeVar
 
 from selfjudge.backends.vllm_jobs import Draw, Job, Result, Settings
@@ -43,9 +44,11 @@ ENVIRONMENT = {
 }
 ON_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
-    "TORCH_COMPILE_DISABLE": "1",  # compiling takes longer than it saves, and needs a compiler
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two engines would be bound to the same cores
 }
+
+NO_COMPILER = {"TORCH_COMPILE_DISABLE": "1"}
+"""On a CPU a few steps of vLLM are compiled with the system's compiler: the rank of each token drawn, for one."""
 
 
 class EngineProcess:
@@ -212,7 +215,7 @@ def last_error(log: str) -> str:
 
 
 def _environment(device: str, threads: int) -> dict[str, str]:
-    place = {"CUDA_VISIBLE_DEVICES": device} if device else ON_CPU
+    place = {"CUDA_VISIBLE_DEVICES": device} if device else ON_CPU | ({} if which("g++") else NO_COMPILER)
     return ENVIRONMENT | place | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
 
