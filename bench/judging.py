@@ -70,17 +70,14 @@ def measured(judge: str, benchmark: str, data: Path, options: argparse.Namespace
 def line(benchmark: str, judge: str, figures: dict[str, Any], seconds: float) -> list[str]:
     """A row of the table."""
     found = figures["judge_accuracy"]
-    interval = f"{found['low']:.3f} to {found['high']:.3f}"
+    shown = [_shown(found["value"]), f"{_shown(found['low'])} to {_shown(found['high'])}"]
     counts = [str(figures[name]) for name in ("pairs", "ties", "missing", "truncated")]
-    return [
-        benchmark,
-        judge,
-        f"{found['value']:.3f}",
-        interval,
-        f"{figures['judge_strict']:.3f}",
-        *counts,
-        f"{seconds:.0f}",
-    ]
+    return [benchmark, judge, *shown, _shown(figures["judge_strict"]), *counts, f"{seconds:.0f}"]
+
+
+def _shown(value: float | None) -> str:
+    """A judge none of whose answers can be read has no accuracy."""
+    return "none" if value is None else f"{value:.3f}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
