@@ -131,3 +131,6 @@ def test_truncated_and_missing_ones_are_counted() -> None:
 
 def test_a_table_leaves_out_lists() -> None:
     assert table({"a": 1, "much_longer": [1, 2], "part": {"b": 0.5, "bins": [{}]}}) == "a  1\npart\n  b  0.5"
+    assert table({"matrix": {"plain": [0.5, None], "rich": [1.0, 0.25]}}) == (
+        "matrix\n  plain  0.500    -  \n  rich   1.000  0.250"
+    )

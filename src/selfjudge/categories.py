@@ -64,7 +64,7 @@ def check_routing(backend: Backend, examples: Sequence[Example]) -> dict[str, An
 def routing_figures(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """From pairs of a stated category and the one that was found: accuracy, and counts by stated and found."""
     confusion = [
-        {"stated": stated, "found": found, "count": count}
+        f"{stated} as {found}: {count}"
         for stated in CATEGORIES
         for found in CATEGORIES
         if (count := pairs.count((stated, found)))

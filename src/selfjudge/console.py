@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+ROW = 4
+"""Longer lists of numbers are no row of a matrix to look at."""
+
 
 @dataclass(frozen=True)
 class Console:
@@ -38,17 +41,25 @@ class Console:
 def table(summary: dict[str, Any], indent: str = "") -> str:
     """A summary as aligned lines, nested objects indented; a figure with its interval stands on one line.
 
-    Lists are left out: they are for the file (and for `--json`).
+    Lists are left out, for the file and `--json`, but for lists of a few numbers: the rows of a matrix.
     """
-    shown = {key: value for key, value in summary.items() if not isinstance(value, list)}
+    shown = {key: value for key, value in summary.items() if not isinstance(value, list) or _is_row(value)}
     width = max((len(key) for key, value in shown.items() if not _nested(value)), default=0)
     lines: list[str] = []
     for key, value in shown.items():
         if _nested(value):
             lines += [f"{indent}{key}", table(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{key:<{width}}  {_cell(value)}")
+            lines.append(f"{indent}{key:<{width}}  {_row(value) if isinstance(value, list) else _cell(value)}")
     return "\n".join(lines)
+
+
+def _is_row(value: list[Any]) -> bool:
+    return 0 < len(value) <= ROW and all(number is None or isinstance(number, float) for number in value)
+
+
+def _row(value: list[Any]) -> str:
+    return "  ".join("  -  " if number is None else f"{number:.3f}" for number in value)
 
 
 def _nested(value: Any) -> bool:
