@@ -6,7 +6,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 ROW = 4
 """Longer lists of numbers are no row of a matrix to look at."""
@@ -43,7 +43,7 @@ def table(summary: dict[str, Any], indent: str = "") -> str:
 
     Lists are left out, for the file and `--json`, but for lists of a few numbers: the rows of a matrix.
     """
-    shown = {key: value for key, value in summary.items() if not isinstance(value, list) or _is_row(value)}
+    shown: dict[str, Any] = {key: value for key, value in summary.items() if _is_shown(value)}
     width = max((len(key) for key, value in shown.items() if not _nested(value)), default=0)
     lines: list[str] = []
     for key, value in shown.items():
@@ -54,8 +54,11 @@ def table(summary: dict[str, Any], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def _is_row(value: list[Any]) -> bool:
-    return 0 < len(value) <= ROW and all(number is None or isinstance(number, float) for number in value)
+def _is_shown(value: Any) -> bool:
+    if not isinstance(value, list):
+        return True
+    numbers = cast("list[Any]", value)
+    return 0 < len(numbers) <= ROW and all(number is None or isinstance(number, float) for number in numbers)
 
 
 def _row(value: list[Any]) -> str:
