@@ -169,7 +169,7 @@ def test_ties_by_hand() -> None:
     rows = [*ties(1, [5.0, 4.0], [9.0, 7.0, 4.0], 2), *ties(2, [1.0, 2.0], [4.0, 4.0, 4.0], 2)]
     figures = rewardbench2.summarise(rows)
     assert figures["subsets"]["Ties"]["value"] == pytest.approx(0.4 + 0.005 * (math.tanh(-0.5) - 1))
-    found = figures["ties"]
+    found = figures["terms_of_ties"]
     assert [found[name] for name in rewardbench2.TERMS][:4] == [0.5, 0.5, 0.5, 0.0]
     assert (found["prompts"], found["unpaired"], found["missing"]) == (2, 0, 0)
 

@@ -112,7 +112,7 @@ def summarise(judged: Iterable[Example]) -> dict[str, Any]:
     return {
         "overall": None if missing else weighted_mean(list(parts.values())).figure(),
         "subsets": figures,
-        **({"ties": _ties_figures(terms, ties)} if ties else {}),
+        **({"terms_of_ties": _ties_figures(terms, ties)} if ties else {}),
         "missing_subsets": missing,
         "complete": rows == ROWS and not missing,
         "rows": f"{rows} of {ROWS}",
