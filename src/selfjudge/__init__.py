@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfjudge.api import Judge, align, evaluate, sample, train
+    from selfjudge.api import Judge, align, bench, evaluate, sample, train
 
 __version__ = "0.1.0"
-__all__ = ["Judge", "align", "evaluate", "sample", "train"]
+__all__ = ["Judge", "align", "bench", "evaluate", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from selfjudge.checks import build_checked
-from selfjudge.config import AlignConfig, EvaluateConfig, JudgeConfig, SampleConfig, TrainConfig
+from selfjudge.config import AlignConfig, BenchConfig, EvaluateConfig, JudgeConfig, SampleConfig, TrainConfig
 from selfjudge.console import Console
 from selfjudge.records import Example, Message, Response
 from selfjudge.steps import OpenModel, Summary
@@ -26,10 +26,10 @@ class Ranked:
 
 
 class Judge:
-    """A model as a judge of responses: log-odds of Yes against No, in nats.
+    """A model as a judge of responses: log-odds of Yes against No in nats, or the scores of another `judge`.
 
-    Options are those of `selfjudge judge` (`device`, `dtype`, `questions`, `in_place`, ...). Raises ConfigError for an
-    unknown option or model.
+    Options are those of `selfjudge judge` (`judge`, `device`, `dtype`, `questions`, `in_place`, ...). Raises
+    ConfigError for an unknown option or model.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -40,7 +40,7 @@ class Judge:
         self._judge = make_judge(config, self._open, config.judge, config.seed)
 
     def score(self, prompt: Prompt, responses: Sequence[str], category: str | None = None) -> list[float]:
-        """One log-odds per response; NaN where it could not be judged.
+        """One score per response, higher for a better one; NaN where it could not be judged.
 
         `prompt` is a user's message or a conversation of (role, content); `category` is chat, code, math or safety, and
         is found by the model when it is not given.
@@ -67,6 +67,14 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def bench(model: str, benchmark: str, out: str, *, quiet: bool = False, **options: Any) -> Summary:
+    """Measures a judge on a benchmark into the folder `out`; options are those of `selfjudge bench`."""
+    from selfjudge.steps import bench as step
+
+    config = build_checked(BenchConfig, {"model": model, "benchmark": benchmark, "out": out} | options)
+    return step.run(config, Console(quiet))
 
 
 def align(model: str, prompts: str, *, quiet: bool = False, **options: Any) -> Summary:
