@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from selfjudge.judging_figures import BINS, both_orders, calibration, judging_figures, length_bias
+from selfjudge.judging_figures import BINS, calibration, judging_figures, length_bias
 from selfjudge.records import Example, Message, Response, Score
 
 
@@ -127,15 +127,6 @@ def test_lengths_are_characters_of_the_responses() -> None:
         "accuracy_right_shorter": (0.0, 1),
         "accuracy_equal_length": (0.0, 1),
     }
-
-
-def test_both_orders_from_either_side() -> None:
-    """0 against 1 as it stands; 2 knows of 0 alone, so its orders and signs are turned round; 1 and 2 never met."""
-    example = compared({"1": [2.0, -1.0]}, {"0": [1.0, -2.0]}, {"0": [0.5, None]})
-    first, second = both_orders(example)
-    assert first == (2.0, -1.0)
-    assert math.isnan(second[0])
-    assert second[1] == -0.5
 
 
 def test_position_bias_by_hand() -> None:

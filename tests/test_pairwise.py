@@ -15,7 +15,14 @@ from selfjudge.checks import build_checked
 from selfjudge.config import JudgeConfig
 from selfjudge.errors import ConfigError
 from selfjudge.judges import JUDGES, JudgeSetup
-from selfjudge.judges.pairwise import NO_VERDICT, NOTHING_TO_COMPARE, comparisons, order_flips, parse_verdict
+from selfjudge.judges.pairwise import (
+    NO_VERDICT,
+    NOTHING_TO_COMPARE,
+    both_orders,
+    comparisons,
+    order_flips,
+    parse_verdict,
+)
 from selfjudge.records import Example
 from selfjudge.steps.judge import JudgeFigures
 
@@ -82,6 +89,7 @@ def test_two_responses_by_hand() -> None:
     assert scored.scores[1].evidence == {"against": {"0": [1.0, -3.0]}}
     assert [score.label_mass for score in scored.scores] == pytest.approx([0.9, 0.9])
     assert list(order_flips(scored)) == [1.0]
+    assert list(both_orders(scored)) == [(3.0, -1.0)]
 
 
 def test_three_responses_are_the_least_squares_fit() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from selfjudge import stats
 from selfjudge.errors import StepError
+from selfjudge.judges.pairwise import both_orders
 from selfjudge.measures import interval_of, labelled_pairs, prompt_number
 from selfjudge.records import Example
 
@@ -196,10 +197,9 @@ class _Showings:
     def add(self, example: Example, prompt: int) -> None:
         """All comparisons of one row of which both orders are known."""
         for when_first, when_second in both_orders(example):
-            if not math.isnan(when_first + when_second):
-                self.when_first.append(when_first)
-                self.when_second.append(when_second)
-                self.prompts.append(prompt)
+            self.when_first.append(when_first)
+            self.when_second.append(when_second)
+            self.prompts.append(prompt)
 
     def figures(self) -> Figures:
         """Share of comparisons whose verdicts are opposite, and share of verdicts for the response shown first.
@@ -211,27 +211,3 @@ class _Showings:
             "position_flips": interval_of(np.sign(first) * np.sign(second) < 0, prompts),
             "first_preferred": interval_of((stats.credit(first) + stats.credit(-second)) / 2, prompts),
         }
-
-
-def both_orders(example: Example) -> Iterator[tuple[float, float]]:
-    """For every compared pair i < j: the log-odds that i beats j with i shown first, and with i shown second.
-
-    From `evidence["against"]` of either response: {"j": [log-odds of this one shown first, shown second]}.
-    """
-    for i, score in enumerate(example.scores):
-        for j in range(i + 1, len(example.scores)):
-            ours = _against(score.evidence, j)
-            theirs = _against(example.scores[j].evidence, i)
-            if ours is not None:
-                yield ours
-            elif theirs is not None:
-                yield -theirs[1], -theirs[0]  # j shown second is i shown first
-
-
-def _against(evidence: dict[str, Any], other: int) -> tuple[float, float] | None:
-    """NaN for an order that could not be judged; None where the two were not compared."""
-    found = evidence.get("against", {}).get(str(other))
-    if found is None:
-        return None
-    first, second = (math.nan if value is None else float(value) for value in found)
-    return first, second

@@ -135,22 +135,28 @@ def rescore_verdicts(example: Example) -> Example:
     return _with_strengths(example, votes, [index for index in places if index in heard])
 
 
-def order_flips(example: Example) -> Iterator[float]:
-    """For each pair that was compared in both orders: 1 where the order turned the verdict around, else 0.
+def both_orders(example: Example) -> Iterator[tuple[float, float]]:
+    """For each pair compared in both orders: how far the earlier response won when it was shown first, and second.
 
-    Read from the evidence of either pairwise judge; a pair of which a verdict is missing is left out.
+    Read from the evidence of either pairwise judge: log-odds in nats, or 1, 0 (a tie) and -1 for a written verdict. A
+    pair of which an answer is missing is left out.
     """
     for index in distinct(example).values():
         kept = example.scores[index].evidence
         for other, odds in kept.get("against", {}).items():
             if index < int(other) and None not in odds:
-                yield float(odds[0] * odds[1] < 0)
+                yield odds[0], odds[1]
         for other, text in kept.get("verdicts", {}).items():
             turned = example.scores[int(other)].evidence["verdicts"].get(str(index))
             if index < int(other) and turned is not None:
-                verdicts = parse_verdict(text), parse_verdict(turned)
-                if None not in verdicts:
-                    yield float(verdicts in ((0, 0), (1, 1)))
+                first, second = parse_verdict(text), parse_verdict(turned)
+                if first is not None and second is not None:
+                    yield 2 * first - 1, 1 - 2 * second
+
+
+def order_flips(example: Example) -> Iterator[float]:
+    """For each pair compared in both orders: 1 where the order turned the verdict around, else 0."""
+    return (float(first * second < 0) for first, second in both_orders(example))
 
 
 # What is asked
