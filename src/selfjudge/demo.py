@@ -42,7 +42,7 @@ def run(config: DemoConfig, console: Console) -> Summary:
     out = Path(config.out)
     for judge in arms:
         console.say(f"arm {judge}")
-        _share(out / arms[0], out / judge)
+        share_start(out / arms[0], out / judge)
         found = loop.run(arm(config, judge), console)
         console.say(f"{judge}: {_change(found['start'], found[f'round-{config.rounds}'])}")
     return _figures(out, arms, config.rounds) | report.run(ReportConfig(run=str(out)), console)
@@ -54,7 +54,7 @@ def arm(config: DemoConfig, judge: str) -> AlignConfig:
     return AlignConfig.model_validate(SETTINGS | own | {"out": str(Path(config.out) / judge)})
 
 
-def _share(first: Path, other: Path) -> None:
+def share_start(first: Path, other: Path) -> None:
     """What does not depend on the judge is the same in every arm: the start's evaluation and the first samples."""
     if first == other:
         return
