@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selfjudge import questions
 from selfjudge.cli import main
 from selfjudge.config import BenchConfig
 from selfjudge.console import Console
@@ -76,3 +77,18 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: 
     assert main(["bench", *judge, *words, "--out", str(tmp_path / "out")]) == 2
     assert line in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_file_of_questions_is_noticed(tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]):
+    """Its content counts, not its name."""
+    built_in = Path(questions.__file__).parent / "questions" / "yes_no.toml"
+    mine = tmp_path / "mine.toml"
+    mine.write_text(built_in.read_text())
+    command = ["bench", "--backend", "fake", "--model", "fake", "--benchmark", str(pairs), "--out", str(tmp_path / "o")]
+    assert main([*command, "--questions", str(mine)]) == 0
+    assert main([*command, "--questions", str(mine.rename(tmp_path / "moved.toml"))]) == 0
+    moved = tmp_path / "moved.toml"
+    moved.write_text(moved.read_text().replace("without a bug", "without any bug"))
+    capsys.readouterr()
+    assert main([*command, "--questions", str(moved)]) == 2
+    assert "made with other options (questions: was" in capsys.readouterr().err

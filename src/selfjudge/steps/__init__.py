@@ -23,7 +23,7 @@ from selfjudge.backends.openai_address import base_url
 from selfjudge.config import API_OPTIONS, Options
 from selfjudge.inputs import Entry
 from selfjudge.records import Example
-from selfjudge.store import Row, StepMeta, StepOutput, read_meta, read_rows
+from selfjudge.store import Row, StepMeta, StepOutput, file_digest, read_meta, read_rows
 
 Summary = dict[str, Any]
 
@@ -125,6 +125,8 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
         deciding["base_url"] = base_url(getattr(config, "base_url", None))
     elif deciding.get("model"):
         deciding["model"] = model_identity(deciding["model"])
+    if deciding.get("questions"):
+        deciding["questions"] = questions_identity(deciding["questions"])
     return StepMeta(step, deciding, inputs, versions())
 
 
@@ -137,6 +139,12 @@ def model_identity(name: str) -> str:
     made = [trained["config"], sorted(source["sha256"] for source in trained["inputs"].values())]
     digest = sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     return f"{folder.parent.name}/model, trained as {digest[:16]}"
+
+
+def questions_identity(path: str) -> str:
+    """What a file of questions says, wherever it stands; the set that is named behind `#` counts."""
+    file, name = (path, "") if Path(path).is_file() else path.rsplit("#", 1)
+    return f"sha256 {file_digest(file)[:16]}" + (f"#{name}" if name else "")
 
 
 def versions() -> dict[str, str]:
