@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from selfjudge.losses import loss_options
 from selfjudge.memory import free_bytes, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
+from selfjudge.processes import Processes, join_processes, leave_processes
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
-from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
+from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder, without_nan
 from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
 from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
@@ -42,22 +42,57 @@ UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong afte
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
 FREE_SHARE = 0.8  # of the free memory, for a backward pass that the memory limits; allocators waste some
 TARGET_LOSSES = ("irepo", "soft-bce")
+LAST_FIGURES = (
+    "accuracy",
+    "log_ratio_difference",
+    "chosen_change",
+    "rejected_change",
+    "chosen_logp",
+    "rejected_logp",
+    "forward_kl",
+    "target_correlation",
+    "clipped_share",
+    "grad_norm",
+)
+"""What the summary has of the last step, beside its loss."""
 
 
 def run(config: TrainConfig, console: Console) -> Summary:
     """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
-    out = Path(config.out)
+    processes = join_processes(config.device)
+    if processes.count > 1 and config.input == "-":
+        raise ConfigError("--input -: several processes cannot read from one pipe; give a file")
+    work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
     with read_scorable(config.input, ("responses",)) as examples:
         _check_trainable(examples, config)
-        with open_output(out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
-            if log.finished:
-                return log.summary
-            summary = _train(config, examples, out, log, console)
-            log.finish(summary)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            return summary
+        if processes.is_first:
+            with open_output(work.out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
+                summary = _finished(config, examples, replace(work, log=log))
+        else:
+            summary = _finished(config, examples, work)
+    leave_processes(processes)
+    return summary
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where the step writes and what it says: the log only in the first of several processes."""
+
+    out: Path
+    log: StepOutput | None
+    console: Console
+    processes: Processes
+
+
+def _finished(config: TrainConfig, examples: Source, work: Work) -> Summary:
+    """The summary, of earlier or of now; empty but in the first process."""
+    if work.processes.from_first(work.log is not None and work.log.finished):
+        return {} if work.log is None else work.log.summary
+    summary = _train(config, examples, work)
+    if work.log is not None:
+        work.log.finish(summary)
+        shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
+    return summary
 
 
 def _check_trainable(examples: Source, config: TrainConfig) -> None:
@@ -90,7 +125,8 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
         raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
-def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, console: Console) -> Summary:
+def _train(config: TrainConfig, examples: Source, work: Work) -> Summary:
+    out, console = work.out, work.console
     set_seed(config.seed)
     dtype = _weight_dtype(config)
     source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
@@ -102,14 +138,15 @@ def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, co
         _say_left_out(len(examples), len(fitting), room, config, console)
         model = _trainable(model, config)
         longest = max(preference.longest for preference in fitting)
-        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
+        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say, work.processes)
         with policy.forward:
             if policy.forward.unpacked_because:
                 console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
             preferences, origin = _with_reference(policy, fitting, anew, config, console)
             train, validation = _split(preferences, config.validation)
-            figures = _optimise(config, policy, train, validation, out, log, console)
-    _save(model, config, source, out)
+            figures = _optimise(config, policy, train, validation, work)
+    if work.processes.is_first:
+        _save(model, config, source, out)
     counts = {
         "prompts": len(train),
         "validation_prompts": len(validation),
@@ -238,34 +275,37 @@ def _optimise(
     policy: Policy,
     train: Subset[Preference],
     validation: Subset[Preference],
-    out: Path,
-    log: StepOutput,
-    console: Console,
+    work: Work,
 ) -> dict[str, Any]:
+    out, log = work.out, work.log
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    micro_batch = _micro_batch(config, policy, train, console)
+    micro_batch = _micro_batch(config, policy, train, work.console)
     arguments = _arguments(config, policy, out, steps, micro_batch, len(validation) > 0)
-    with console.progress("train", steps, unit="step") as bar:
+    with work.console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
-            record = {name: value for name, value in record.items() if name not in UNUSABLE}
+            record = without_nan({name: value for name, value in record.items() if name not in UNUSABLE})
             kind = "validation" if "eval_loss" in record else "step" if "loss" in record else "total"
             key = f"{kind}-{step}"
-            if key not in log.done_ids:
+            if log is not None and key not in log.done_ids:
                 log.append([{"id": key, "kind": kind, "step": step} | record])
             bar.update(step - bar.n)
 
         trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
-        folder = out / "checkpoints"
-        trainer.add_callback(MarkComplete())
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    return _figures(out / "training.jsonl", steps)
+        trainer.add_callback(MarkComplete(work.processes))
+        newest = last_checkpoint(out / "checkpoints") if work.processes.is_first else None
+        trainer.train(resume_from_checkpoint=work.processes.from_first(newest))
+    return _figures(out / "training.jsonl", steps) if work.processes.is_first else {}
 
 
 class MarkComplete(TrainerCallback):
     """Puts a mark into every checkpoint that is whole: transformers writes one file after the other into its place."""
 
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.processes.wait()
         (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
@@ -313,18 +353,21 @@ def _arguments(
 
 
 def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
-    """Prompts of one backward pass, as many as the memory takes; says what the training will need."""
+    """Prompts of one backward pass of all processes, as many as the memory takes; says what the training will need."""
     sizes = array("Q", (train[index].tree.num_tokens for index in range(len(train))))
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     memory = training_memory(policy, train[by_size[len(by_size) // 2]])
-    device, free = causal_lm(policy.model).device, free_bytes(causal_lm(policy.model).device)
+    processes, device = policy.processes, causal_lm(policy.model).device
+    free = min(processes.gather(free_bytes(device)))
     fitting = min(TOKENS_AT_ONCE[device.type], memory.tokens(FREE_SHARE * free)) // sizes[by_size[-1]]
-    falling = _divisors(config.batch_size, config.micro_batch or fitting)
+    falling = _divisors(config.batch_size, processes.count * (config.micro_batch or fitting))
     micro_batch = falling[0]
     if device.type == "cuda":
-        largest = [train[index] for index in by_size[: -micro_batch - 1 : -1]]
-        micro_batch = tried_micro_batch(policy, largest, falling, memory.optimizer, console.say)
-    tokens = sum(sizes[index] for index in by_size[-micro_batch:])
+        shares = [-(-size // processes.count) for size in falling]
+        largest = [train[index] for index in by_size[: -micro_batch - 1 : -processes.count]]
+        tried = tried_micro_batch(policy, largest, shares, memory.optimizer, console.say)
+        micro_batch = falling[max(processes.gather(shares.index(tried)))]
+    tokens = sum(sizes[index] for index in by_size[: -micro_batch - 1 : -processes.count])
     console.say(f"train: needs about {memory.describe(tokens)}")
     if memory.peak(tokens) - memory.weights > free:
         console.say(f"train: only {free / GIB:.2f} GiB are free; --gradient-checkpointing or --lora-rank need less")
@@ -345,7 +388,7 @@ def _figures(path: Path, steps: int) -> dict[str, Any]:
         last[row["kind"]] = row
     step = last["step"]
     figures = {"steps": steps, "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
-    figures |= {name: step[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
+    figures |= {name: step[name] for name in LAST_FIGURES if name in step}
     if "validation" in last:
         validation = last["validation"]
         figures |= {
