@@ -79,12 +79,17 @@ class Processes:
                 distributed.all_reduce(parameter.grad)
 
 
+def number_started() -> int:
+    """How many processes the launcher started, by what it puts into the environment; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_processes(device: str) -> Processes:
     """This process among those that were started together; `device` is --device.
 
     On GPUs each process computes on that of its local rank, which becomes PyTorch's current one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if number_started() == 1:
         return Processes()
     if device.startswith("cuda:"):
         raise ConfigError(f"--device {device}: several processes take one GPU each; use auto, cuda or cpu")

@@ -26,7 +26,7 @@ from selfjudge.losses import loss_options
 from selfjudge.memory import free_bytes, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
-from selfjudge.processes import Processes, join_processes, leave_processes
+from selfjudge.processes import Processes, join_processes, leave_processes, number_started
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
@@ -59,9 +59,9 @@ LAST_FIGURES = (
 
 def run(config: TrainConfig, console: Console) -> Summary:
     """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
-    processes = join_processes(config.device)
-    if processes.count > 1 and config.input == "-":
+    if number_started() > 1 and config.input == "-":
         raise ConfigError("--input -: several processes cannot read from one pipe; give a file")
+    processes = join_processes(config.device)
     work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
     with read_scorable(config.input, ("responses",)) as examples:
         _check_trainable(examples, config)
@@ -143,7 +143,7 @@ def _train(config: TrainConfig, examples: Source, work: Work) -> Summary:
             if policy.forward.unpacked_because:
                 console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
             preferences, origin = _with_reference(policy, fitting, anew, config, console)
-            train, validation = _split(preferences, config.validation)
+            train, validation = _split(preferences, config)
             figures = _optimise(config, policy, train, validation, work)
     if work.processes.is_first:
         _save(model, config, source, out)
@@ -208,13 +208,16 @@ def _say_left_out(given: int, kept: int, room: int, config: TrainConfig, console
         console.say(f"train: {given - kept} of {given} prompts left out, longer than {room} tokens")
 
 
-def _split(preferences: PreferenceFile, share: float) -> tuple[Subset[Preference], Subset[Preference]]:
+def _split(preferences: PreferenceFile, config: TrainConfig) -> tuple[Subset[Preference], Subset[Preference]]:
     """Training and validation prompts, by a hash of the id, so that neither order nor number matters."""
     train, validation = array("Q"), array("Q")
     for index, preference in enumerate(preferences):
-        (validation if hash_share(preference.id) < share else train).append(index)
+        (validation if hash_share(preference.id) < config.validation else train).append(index)
     if not train:
         raise StepError(f"no prompt is left to train on ({len(preferences)} in all, {len(validation)} for validation)")
+    if config.early_stop and not validation:
+        number = len(preferences)
+        raise StepError(f"--early-stop: --validation {config.validation} of {number} prompts is none; raise the share")
     return Subset(preferences, train), Subset(preferences, validation)
 
 
@@ -293,9 +296,42 @@ def _optimise(
 
         trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
         trainer.add_callback(MarkComplete(work.processes))
-        newest = last_checkpoint(out / "checkpoints") if work.processes.is_first else None
-        trainer.train(resume_from_checkpoint=work.processes.from_first(newest))
-    return _figures(out / "training.jsonl", steps) if work.processes.is_first else {}
+        if config.early_stop:
+            trainer.add_callback(StopEarly(config.early_stop))
+        trainer.train(resume_from_checkpoint=_newest(out / "checkpoints", work))
+    stopping = _stopping(trainer.state, steps) if config.early_stop else {}
+    return _figures(out / "training.jsonl", stopping) if work.processes.is_first else {}
+
+
+def _newest(folder: Path, work: Work) -> str | None:
+    """The checkpoint that all processes go on from."""
+    found = work.processes.from_first(last_checkpoint(folder) if work.processes.is_first else None)
+    if found:
+        work.console.say(f"train: goes on from step {Path(found).name.removeprefix('checkpoint-')}")
+    return found
+
+
+class StopEarly(TrainerCallback):
+    """Ends the training when the validation loss has not improved for `patience` validations.
+
+    What it knows is in the trainer's log, which is part of every checkpoint: nothing else has to be resumed.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        losses = [record["eval_loss"] for record in state.log_history if "eval_loss" in record]
+        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
+            control.should_training_stop = True
+
+
+def _stopping(state: TrainerState, steps: int) -> dict[str, Any]:
+    """Which step's model was kept, and where the training stopped if that was before its last step."""
+    if state.best_model_checkpoint is None or not Path(state.best_model_checkpoint).is_dir():
+        raise StepError(f"the best model's checkpoint {state.best_model_checkpoint} is gone; delete --out, train again")
+    stopped = state.global_step if state.global_step < steps else None
+    return {"stopped_at_step": stopped, "best_step": state.best_global_step}
 
 
 class MarkComplete(TrainerCallback):
@@ -304,8 +340,11 @@ class MarkComplete(TrainerCallback):
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A checkpoint at the very end of a training that stops early is none to go on from: it would train further."""
         self.processes.wait()
+        if control.should_training_stop and state.global_step < state.max_steps:
+            return
         (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
@@ -343,13 +382,28 @@ def _arguments(
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
-        eval_strategy="epoch" if validates else "no",
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
         save_total_limit=1,
+        **_moments(config, validates),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  more GPUs must not change the batch
     return arguments
+
+
+def _moments(config: TrainConfig, validates: bool) -> dict[str, Any]:
+    """When it validates and when it saves; what can stop early saves at every validation, as each may be the best."""
+    evaluation = "no" if not validates else "steps" if config.eval_steps else "epoch"
+    saving, save_steps = "steps" if config.save_steps else "no", config.save_steps
+    if config.early_stop:
+        saving, save_steps = evaluation, config.eval_steps
+    return {
+        "eval_strategy": evaluation,
+        "eval_steps": config.eval_steps or None,
+        "save_strategy": saving,
+        "save_steps": save_steps or 500,  # anything: not used unless the strategy is steps
+        "load_best_model_at_end": bool(config.early_stop),
+        "metric_for_best_model": "eval_loss" if config.early_stop else None,
+        "greater_is_better": False if config.early_stop else None,
+    }
 
 
 def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
@@ -379,15 +433,17 @@ def _divisors(number: int, limit: int) -> list[int]:
     return [divisor for divisor in range(max(limit, 1), 0, -1) if number % divisor == 0]
 
 
-def _figures(path: Path, steps: int) -> dict[str, Any]:
-    """First and last loss, and the last of everything else that was logged."""
+def _figures(path: Path, stopping: dict[str, Any]) -> dict[str, Any]:
+    """First and last loss, the last step's other figures, and the last validation or that of the model that is kept."""
     first: dict[str, Row] = {}
     last: dict[str, Row] = {}
     for row in read_rows(path):
+        if row["kind"] == "validation" and row["step"] > stopping.get("best_step", math.inf):
+            continue
         first.setdefault(row["kind"], row)
         last[row["kind"]] = row
     step = last["step"]
-    figures = {"steps": steps, "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
+    figures = {"steps": step["step"], "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
     figures |= {name: step[name] for name in LAST_FIGURES if name in step}
     if "validation" in last:
         validation = last["validation"]
@@ -395,7 +451,7 @@ def _figures(path: Path, steps: int) -> dict[str, Any]:
             "validation_loss": validation["eval_loss"],
             "validation_accuracy": validation["eval_accuracy"],
         }
-    return figures
+    return figures | stopping
 
 
 def _save(model: Any, config: TrainConfig, source: ModelSource, out: Path) -> None:
