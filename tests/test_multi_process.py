@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from selfjudge.api import train
+from selfjudge.cli import main
 from selfjudge.processes import Processes
 from selfjudge.store import read_meta, read_rows
 
@@ -54,6 +54,22 @@ def test_one_process_exchanges_nothing():
     weight = torch.nn.Parameter(torch.zeros(1))
     alone.add_gradients([weight])
     assert weight.grad is None
+
+
+def test_what_cannot_run_in_several_processes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Refused before the processes look for each other."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train_lab = ["train", "--model", "lab", "--out", "runs/x"]
+    for arguments, problem in (
+        (["demo"], "demo runs in one process; only train may be started by accelerate or torchrun"),
+        ([*train_lab, "--input", "-"], "--input -: several processes cannot read from one pipe; give a file"),
+        (
+            [*train_lab, "--input", __file__, "--device", "cuda:1"],
+            "--device cuda:1: several processes take one GPU each",
+        ),
+    ):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"selfjudge: {problem}")
 
 
 def selected(path: Path) -> str:
@@ -178,6 +194,7 @@ def test_two_killed_processes_go_on_exactly(
     kill_all(launcher)
     assert not (out / "model").exists()
     finish(launch(model, file, out, child_env), out)
+    assert "train: goes on from step" in spoken(out, "stderr").read_text()
     assert logged(out) == logged(together)
     first, second = weights(together), weights(out)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -21,11 +21,12 @@ from torch import Tensor
 from selfjudge.api import train
 from selfjudge.backends import BackendOptions, SampleRequest, Sampling
 from selfjudge.backends.hf import HFBackend
+from selfjudge.checkpoints import MarkComplete
 from selfjudge.errors import DataError, ModelError, StepError
 from selfjudge.models import ModelSource, load_model
 from selfjudge.records import Example, Message, Response
 from selfjudge.rendering import Renderer
-from selfjudge.steps.train import TOKENS_AT_ONCE, MarkComplete, hash_share
+from selfjudge.steps.train import TOKENS_AT_ONCE, hash_share
 from selfjudge.store import read_rows
 from selfjudge.trainer import PreferenceTrainer
 
@@ -664,9 +665,7 @@ def plain_logps(folder: str, file: str) -> list[list[float]]:
     return found
 
 
-def test_grad_norm_is_that_before_clipping(
-    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path
-):
+def test_grad_norm_is_that_before_clipping(model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path):
     """The same at a limit of 1e-6, which cuts it down, and at 1e6."""
     norms: list[float] = []
     for limit in (1e-6, 1e6):

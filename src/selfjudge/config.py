@@ -226,6 +226,9 @@ class TrainOptions(ThinkingOptions, RowOptions):
     weight_decay: float = option(0.0, "AdamW weight decay", ge=0)
     lora_rank: int = option(16, "rank of the LoRA adapter on all linear layers; 0: train all weights", ge=0)
     lora_alpha: int = option(32, "scale of the LoRA adapter", ge=1)
+    quantize: Literal["none", "nf4"] = option(
+        "none", "nf4: the weights under the adapter are held in 4 bits while training (QLoRA), on a GPU"
+    )
     gradient_checkpointing: bool = option(False, "less memory for a quarter more time", changes_result=False)
     validation: float = option(0.05, "share of the prompts kept out of training to validate on", ge=0, lt=1)
     eval_steps: int = option(0, "optimiser steps between validations; 0: one at the end of each epoch", ge=0)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from selfjudge.checkpoints import MarkComplete, StopEarly, newest_checkpoint
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
@@ -37,7 +38,6 @@ from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
 CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
-COMPLETE = "complete"
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
 FREE_SHARE = 0.8  # of the free memory, for a backward pass that the memory limits; allocators waste some
@@ -129,7 +129,7 @@ def _train(config: TrainConfig, examples: Source, work: Work) -> Summary:
     out, console = work.out, work.console
     set_seed(config.seed)
     dtype = _weight_dtype(config)
-    source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
+    source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads, config.quantize)
     model, tokenizer = load_model(source, trainable=True)
     renderer = Renderer(tokenizer, config.model, config.thinking)
     room = min(config.max_length or 1 << 30, context_length(model))
@@ -298,32 +298,10 @@ def _optimise(
         trainer.add_callback(MarkComplete(work.processes))
         if config.early_stop:
             trainer.add_callback(StopEarly(config.early_stop))
-        trainer.train(resume_from_checkpoint=_newest(out / "checkpoints", work))
+        newest = newest_checkpoint(out / "checkpoints", work.processes, work.console.say)
+        trainer.train(resume_from_checkpoint=newest)
     stopping = _stopping(trainer.state, steps) if config.early_stop else {}
     return _figures(out / "training.jsonl", stopping) if work.processes.is_first else {}
-
-
-def _newest(folder: Path, work: Work) -> str | None:
-    """The checkpoint that all processes go on from."""
-    found = work.processes.from_first(last_checkpoint(folder) if work.processes.is_first else None)
-    if found:
-        work.console.say(f"train: goes on from step {Path(found).name.removeprefix('checkpoint-')}")
-    return found
-
-
-class StopEarly(TrainerCallback):
-    """Ends the training when the validation loss has not improved for `patience` validations.
-
-    What it knows is in the trainer's log, which is part of every checkpoint: nothing else has to be resumed.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        losses = [record["eval_loss"] for record in state.log_history if "eval_loss" in record]
-        if len(losses) - 1 - losses.index(min(losses)) >= self.patience:
-            control.should_training_stop = True
 
 
 def _stopping(state: TrainerState, steps: int) -> dict[str, Any]:
@@ -332,31 +310,6 @@ def _stopping(state: TrainerState, steps: int) -> dict[str, Any]:
         raise StepError(f"the best model's checkpoint {state.best_model_checkpoint} is gone; delete --out, train again")
     stopped = state.global_step if state.global_step < steps else None
     return {"stopped_at_step": stopped, "best_step": state.best_global_step}
-
-
-class MarkComplete(TrainerCallback):
-    """Puts a mark into every checkpoint that is whole: transformers writes one file after the other into its place."""
-
-    def __init__(self, processes: Processes) -> None:
-        self.processes = processes
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """A checkpoint at the very end of a training that stops early is none to go on from: it would train further."""
-        self.processes.wait()
-        if control.should_training_stop and state.global_step < state.max_steps:
-            return
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole; those that a kill left in pieces are removed."""
-    steps: dict[int, Path] = {}
-    for found in folder.glob("checkpoint-*"):
-        if (found / COMPLETE).is_file():
-            steps[int(found.name.removeprefix("checkpoint-"))] = found
-        else:
-            shutil.rmtree(found)
-    return str(steps[max(steps)]) if steps else None
 
 
 def _arguments(
