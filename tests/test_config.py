@@ -217,7 +217,7 @@ def test_general_flags_are_no_yaml_keys(needed: dict[str, Any]) -> None:
         (
             TrainConfig,
             {"early_stop": 2, "epochs": 2},
-            "--early-stop 2 can never stop 2 epochs with one validation each",
+            "--early-stop 2 can never stop 2 epochs with one",
         ),
         (TrainConfig, {"early_stop": 2, "eval_steps": 9, "save_steps": 9}, "--save-steps has no effect with --early"),
         (TrainConfig, {"quantize": "nf4", "lora_rank": 0}, "--quantize nf4: 4-bit weights cannot be trained"),

@@ -19,8 +19,8 @@ WHAT = (
     "[log \u03c0(worst) \u2212 log ref(worst)] in nats; its two brackets are the changes of best and worst. When both "
     "fall, probability leaves both responses for others. Forward KL is the mean of log ref \u2212 log \u03c0 over the "
     "responses trained on: a distance from the reference that can be compared between steps, not an unbiased "
-    "estimate, as the responses are selected. A correlation is missing where D or the target z does not vary, as at the first step. "
-    "Many clipped targets mean that all of them ask for the same."
+    "estimate, as the responses are selected. A correlation is missing where D or the target z does not vary, as at "
+    "the first step. Many clipped targets mean that all of them ask for the same."
 )
 
 
