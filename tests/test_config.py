@@ -212,6 +212,15 @@ def test_general_flags_are_no_yaml_keys(needed: dict[str, Any]) -> None:
         (TrainConfig, {"lora_rank": 0, "lora_alpha": 8}, "--lora-alpha has no effect with --lora-rank 0"),
         (TrainConfig, {"lora_rank": 0, "reference": "base"}, "--reference base is the model under an adapter"),
         (TrainConfig, {"batch_size": 6, "micro_batch": 4}, "--micro-batch 4 does not divide --batch-size 6"),
+        (TrainConfig, {"early_stop": 2, "validation": 0}, "--early-stop 2 needs prompts to validate on"),
+        (TrainConfig, {"eval_steps": 9, "validation": 0}, "--eval-steps 9 needs prompts to validate on"),
+        (
+            TrainConfig,
+            {"early_stop": 2, "epochs": 2},
+            "--early-stop 2 can never stop 2 epochs with one",
+        ),
+        (TrainConfig, {"early_stop": 2, "eval_steps": 9, "save_steps": 9}, "--save-steps has no effect with --early"),
+        (TrainConfig, {"quantize": "nf4", "lora_rank": 0}, "--quantize nf4: 4-bit weights cannot be trained"),
         (TrainConfig, {"dtype": "float16"}, "--dtype float16 cannot be trained in"),
         (TrainConfig, {"backend": "fake"}, "--backend fake has no weights to train"),
         (TrainConfig, {"backend": "vllm"}, "--backend vllm has no effect on train, which is in transformers"),
@@ -254,6 +263,22 @@ def test_vllm_is_optional(installed: bool, needed: dict[str, Any], monkeypatch: 
     values = of(AlignConfig, needed) | {"backend": "vllm", "token_budget": 512}
     missing = "--backend vllm: vLLM is not installed; pip install 'selfjudge[vllm]', or use --backend hf"
     assert build_checked(AlignConfig, values) if installed else problems(AlignConfig, values) == [missing]
+
+
+def test_an_early_stop_that_can_come(needed: dict[str, Any]) -> None:
+    for values in ({"early_stop": 2, "epochs": 3}, {"early_stop": 2, "eval_steps": 9}):
+        assert build_checked(TrainConfig, of(TrainConfig, needed) | values)
+
+
+def test_four_bits_need_bitsandbytes_and_a_gpu(needed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = of(TrainConfig, needed) | {"quantize": "nf4"}
+    monkeypatch.setattr("selfjudge.checks.find_spec", lambda _: None)
+    missing = "--quantize nf4: bitsandbytes is not installed; pip install 'selfjudge[qlora]'"
+    assert problems(TrainConfig, values) == [missing]
+    monkeypatch.setattr("selfjudge.checks.find_spec", lambda _: object())
+    assert build_checked(TrainConfig, values)
+    needs = "--quantize nf4 needs a GPU; leave it out, or --device cpu"
+    assert problems(TrainConfig, values | {"device": "cpu"}) == [needs]
 
 
 def test_an_adapter_keeps_its_rank(tmp_path: Path, needed: dict[str, Any]) -> None:

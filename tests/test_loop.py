@@ -16,6 +16,7 @@ from commands import summary
 from models import make_model, make_prompts
 
 from selfjudge import loop
+from selfjudge.checkpoints import COMPLETE, last_checkpoint
 from selfjudge.checks import build_checked
 from selfjudge.cli import main
 from selfjudge.config import AlignConfig
@@ -24,7 +25,6 @@ from selfjudge.errors import ConfigError, DataError, StepError
 from selfjudge.inputs import Source, survey
 from selfjudge.loop import _stretch
 from selfjudge.records import Example, Message
-from selfjudge.steps.train import COMPLETE, last_checkpoint
 from selfjudge.store import read_meta, read_rows
 
 KILLS = int(os.environ.get("SELFJUDGE_KILLS", "8"))

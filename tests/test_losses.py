@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
 from selfjudge.losses import LOSSES, all_pairs, azar, dpo, irepo, log_ratio_difference, loss_options, soft_bce
+from selfjudge.preferences import Preference
+from selfjudge.trainer import Objective, Policy
 
 BETA = 0.5
 # log pi(w) - log ref(w) = 2 and log pi(l) - log ref(l) = -1: D = 3
@@ -28,6 +31,31 @@ def gradient(name: str, difference: float, target: float) -> float:
     LOSSES[name](*at(variable), torch.tensor([target]), **{option: BETA}).sum().backward()
     assert variable.grad is not None
     return variable.grad.item()
+
+
+def in_float64(name: str, d: float, z: float) -> float:
+    """The equations once more, for option 0.5 and z_max 4."""
+    chance = 1 / (1 + math.exp(-z))
+    return {
+        "dpo": math.log1p(math.exp(-BETA * d)),
+        "soft-bce": chance * math.log1p(math.exp(-BETA * d)) + (1 - chance) * math.log1p(math.exp(BETA * d)),
+        "azar": (d - 1 / (2 * BETA)) ** 2,
+        "irepo": (BETA * d - max(-4.0, min(4.0, z))) ** 2,
+    }[name]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("z", [-7.0, -1.3, 0.4, 3.9, 4.1])
+@pytest.mark.parametrize("d", [-9.0, -0.3, 0.0, 1.0, 6.0])
+def test_values_and_gradients_are_those_of_finite_differences(name: str, d: float, z: float):
+    """(L(D + h) - L(D - h)) / 2h in float64; z = -7 and 4.1 are clipped at 4. The sides move it with D and against."""
+    h = 1e-5
+    slope = (in_float64(name, d + h, z) - in_float64(name, d - h, z)) / (2 * h)
+    logps = [torch.tensor([value], requires_grad=True) for value in (d + 0.5, 0.5, 0.25, 0.25)]
+    loss = LOSSES[name](*logps, torch.tensor([z]), **{"tau" if name == "azar" else "beta": BETA})
+    found = [gradient.item() for gradient in torch.autograd.grad(loss.sum(), logps)]
+    assert loss.item() == pytest.approx(in_float64(name, d, z), rel=1e-5, abs=1e-6)
+    assert found == pytest.approx([slope, -slope, -slope, slope], rel=1e-5, abs=1e-5)
 
 
 def test_log_ratio_difference():
@@ -240,3 +268,30 @@ def test_azar_equals_trl_ipo_per_token_only(tokenizer: Any, tmp_path: Path):
     theirs = trl_loss(policy, reference, tokenizer, tmp_path, "ipo").item()
     assert azar(*averages, torch.zeros(2), tau=0.3).mean().item() == pytest.approx(theirs, abs=1e-5)
     assert azar(*logps, torch.zeros(2), tau=0.3).mean().item() != pytest.approx(theirs, abs=0.1)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_batch_of_the_trainer_equals_trl(tokenizer: Any, tmp_path: Path, adapter: bool):
+    """The policy's own loss, from packed rows: value and the gradient of every weight that is trained."""
+    policy, reference = tiny_llama(0), tiny_llama(0 if adapter else 1)
+    if adapter:
+        policy = tiny.with_lora(policy)
+    ends = [[tokenizer(row[side] + " <end>")["input_ids"] for side in ("chosen", "rejected")] for row in ROWS]
+    prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
+    given = [
+        Preference(str(i), tuple(prompts[i]), tuple(map(tuple, sides)), (1.0, 0.0), ()) for i, sides in enumerate(ends)
+    ]
+    objective = Objective("dpo", {"beta": 0.3}, 200)
+    old, new = Policy(reference, 40, objective), Policy(policy, 40, objective)
+    with old.forward:
+        preferences = list(old.reference(given, at_once=2))
+    with new.forward:
+        ours = new.losses(preferences)[0].mean()
+        trained = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        gradients = torch.autograd.grad(ours, list(trained.values()))
+    theirs = trl_loss(policy, reference, tokenizer, tmp_path, "sigmoid")
+    expected = torch.autograd.grad(theirs, list(trained.values()))
+    assert abs(ours.item() - math.log(2)) > 0.01
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+    for name, own, other in zip(trained, gradients, expected, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

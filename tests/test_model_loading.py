@@ -14,7 +14,7 @@ import tiny
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from selfjudge.errors import ModelError
+from selfjudge.errors import ConfigError, ModelError
 from selfjudge.models import ModelSource, adapter_base, context_length, load_model, load_tokenizer
 
 ModelFolder = Callable[..., str]
@@ -120,3 +120,12 @@ def test_freed_blocks_are_kept(child_env: dict[str, str]):
     """20 times four blocks are 120,000 pages of 4 KiB; once they are there, hardly any is fetched again."""
     done = subprocess.run([sys.executable, "-c", PAGES], env=child_env, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 5_000
+
+
+@pytest.mark.parametrize(("found", "problem"), [(None, "is not installed"), (object(), "PyTorch finds no GPU")])
+def test_four_bits_are_refused_where_they_cannot_be(
+    model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, found: object, problem: str
+):
+    monkeypatch.setattr("selfjudge.models.find_spec", lambda _: found)
+    with pytest.raises(ConfigError, match=f"quantize nf4: .*{problem}"):
+        load_model(ModelSource(model_folder("llama"), "cpu", quantize="nf4"))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor
 from selfjudge.api import train
 from selfjudge.backends import BackendOptions, SampleRequest, Sampling
 from selfjudge.backends.hf import HFBackend
+from selfjudge.checkpoints import MarkComplete
 from selfjudge.errors import DataError, ModelError, StepError
 from selfjudge.models import ModelSource, load_model
 from selfjudge.records import Example, Message, Response
@@ -516,3 +518,158 @@ def test_a_single_step_learns_although_warm_up_starts_at_zero(
     train(model_folder("llama"), sampled("llama"), str(tmp_path / "out"), **options)
     rows = [row for row in read_rows(tmp_path / "out" / "training.jsonl") if row["kind"] == "step"]
     assert [row["learning_rate"] for row in rows] == [FULL["learning_rate"]]
+
+
+# Stopping early
+
+
+EARLY = {"validation": 0.3, "epochs": 12, "early_stop": 3, "learning_rate": 3e-3, "schedule": "constant", "warmup": 0}
+
+
+def validations(out: Path) -> dict[int, float]:
+    return {row["step"]: row["eval_loss"] for row in read_rows(out / "training.jsonl") if row["kind"] == "validation"}
+
+
+@pytest.mark.parametrize("options", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("eval_steps", [0, 2])
+def test_early_stop_keeps_the_best_model(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path, options: Any, eval_steps: int
+):
+    """It ends 3 validations after the lowest loss; the model is that of a training that ends at that step."""
+    options = options | EARLY
+    summary = train(
+        model_folder("llama"), sampled("llama"), str(tmp_path / "early"), **options | {"eval_steps": eval_steps}
+    )
+    found = validations(tmp_path / "early")
+    best = min(found, key=lambda step: found[step])
+    assert list(found).index(best) == len(found) - 4
+    assert summary["best_step"] == best
+    assert summary["stopped_at_step"] == summary["steps"] == max(found) < 12 * math.ceil(summary["prompts"] / 4)
+    assert summary["validation_loss"] == found[best]
+    assert not (tmp_path / "early" / "checkpoints").exists()
+    if not eval_steps:
+        epochs = best // math.ceil(summary["prompts"] / 4)
+        plain = options | {"epochs": epochs, "early_stop": 0}
+        train(model_folder("llama"), sampled("llama"), str(tmp_path / "straight"), **plain)
+        assert difference(tmp_path / "early", tmp_path / "straight") == 0
+
+
+def test_early_stop_that_never_comes(model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path):
+    """The loss falls to the end at a low learning rate; the last model is the best."""
+    options = FULL | EARLY | {"epochs": 5, "early_stop": 4, "learning_rate": 1e-5}
+    summary = train(model_folder("llama"), sampled("llama"), str(tmp_path), **options)
+    assert (summary["stopped_at_step"], summary["best_step"]) == (None, summary["steps"])
+
+
+@pytest.mark.parametrize("moment", ["a step", "the last checkpoint"])
+def test_early_stop_resumed_is_straight(
+    model_folder: ModelFolder,
+    sampled: Callable[..., str],
+    tmp_path: Path,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Killed after the best model's step, or when the checkpoint of the very last validation has been written."""
+    options = LORA | EARLY
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    summary = train(model_folder("llama"), sampled("llama"), str(straight), **options)
+    plain_log, plain_save = PreferenceTrainer.log, MarkComplete.on_save
+
+    def dies(self: PreferenceTrainer, logs: dict[str, float], *rest: Any) -> None:
+        plain_log(self, logs, *rest)
+        if self.state.global_step == summary["best_step"] + 2 and "loss" in logs:
+            raise KeyboardInterrupt
+
+    def dies_saved(self: MarkComplete, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        plain_save(self, args, state, control, **rest)
+        if state.global_step == summary["stopped_at_step"]:
+            raise KeyboardInterrupt
+
+    if moment == "a step":
+        monkeypatch.setattr(PreferenceTrainer, "log", dies)
+    else:
+        monkeypatch.setattr(MarkComplete, "on_save", dies_saved)
+    with pytest.raises(KeyboardInterrupt):
+        train(model_folder("llama"), sampled("llama"), str(resumed), **options)
+    monkeypatch.undo()
+    seen = recorded_batches(monkeypatch)
+    again = train(model_folder("llama"), sampled("llama"), str(resumed), **options)
+    assert again == summary
+    assert 0 < len(seen) < summary["steps"]  # it did not start from the beginning
+    assert difference(straight, resumed) == 0
+    assert losses(resumed) == losses(straight)
+    assert validations(resumed) == validations(straight)
+
+
+def test_early_stop_without_a_validation_prompt(model_folder: ModelFolder, tmp_path: Path):
+    file = pairs(tmp_path / "pairs.jsonl", 3)
+    with pytest.raises(StepError, match="--validation 1e-09 of 3 prompts is none"):
+        train(model_folder("llama"), file, str(tmp_path / "out"), **FULL | EARLY | {"validation": 1e-9})
+
+
+# What is logged
+
+
+def pearson(x: list[float], y: list[float]) -> float:
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    xy = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return xy / math.sqrt(sum((a - mean_x) ** 2 for a in x) * sum((b - mean_y) ** 2 for b in y))
+
+
+@pytest.mark.parametrize("loss", ["irepo", "dpo"])
+def test_logged_figures_are_those_of_the_model(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path, loss: str
+):
+    """One batch, two steps: the second record's figures from the log-probs of the model after the first step."""
+    options = FULL | {"loss": loss, "batch_size": PROMPTS, "warmup": 0, "schedule": "constant", "reference": "start"}
+    options |= {"z_max": 2.0} if loss == "irepo" else {}
+    train(model_folder("llama"), sampled("llama"), str(tmp_path / "one"), **options)
+    train(model_folder("llama"), sampled("llama"), str(tmp_path / "two"), **options | {"epochs": 2, "micro_batch": 6})
+    first, second = steps(tmp_path / "two")
+    start, moved = (
+        plain_logps(folder, sampled("llama")) for folder in (model_folder("llama"), str(tmp_path / "one" / "model"))
+    )
+    pairs_of_three = [(0, 1), (0, 2), (1, 2)]
+    strengths = [example.strengths for example in read(sampled("llama"))]
+    z = [s[i] - s[j] for s in strengths for i, j in pairs_of_three]
+    d = [(m[i] - r[i]) - (m[j] - r[j]) for m, r in zip(moved, start, strict=True) for i, j in pairs_of_three]
+    assert first["target_correlation"] is None  # D is 0, but for rounding
+    assert second["target_correlation"] == pytest.approx(pearson(d, z), abs=1e-3)
+    for row, logps in ((first, start), (second, moved)):
+        assert row["chosen_logp"] == pytest.approx(fmean((a + a + b) / 3 for a, b, _ in logps), rel=1e-4)
+        assert row["rejected_logp"] == pytest.approx(fmean((b + c + c) / 3 for _, b, c in logps), rel=1e-4)
+        kl = fmean(r - m for own, ref in zip(logps, start, strict=True) for m, r in zip(own, ref, strict=True))
+        assert row["forward_kl"] == pytest.approx(kl, abs=1e-3)
+        if loss == "irepo":
+            assert row["clipped_share"] == pytest.approx(sum(value > 2.0 for value in z) / len(z))
+        else:
+            assert "clipped_share" not in row
+    summary = train(model_folder("llama"), sampled("llama"), str(tmp_path / "two"), **options | {"epochs": 2})
+    assert {name: summary[name] for name in ("forward_kl", "grad_norm")} == {
+        name: second[name] for name in ("forward_kl", "grad_norm")
+    }
+
+
+def plain_logps(folder: str, file: str) -> list[list[float]]:
+    """Log-probabilities of each prompt's responses by the plain model."""
+    model, _ = load_model(ModelSource(folder, "cpu"))
+    found: list[list[float]] = []
+    for example in read(file):
+        prompt = list(example.prompt_ids or ())
+        found.append([])
+        for response in example.responses:
+            ids = list(response.token_ids or ())
+            with torch.no_grad():
+                logps = torch.log_softmax(model(torch.tensor([prompt + ids])).logits[0], -1)
+            found[-1].append(sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids)))
+    return found
+
+
+def test_grad_norm_is_that_before_clipping(model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path):
+    """The same at a limit of 1e-6, which cuts it down, and at 1e6."""
+    norms: list[float] = []
+    for limit in (1e-6, 1e6):
+        out = tmp_path / str(limit)
+        train(model_folder("llama"), sampled("llama"), str(out), **FULL | {"max_grad_norm": limit})
+        norms.append(steps(out)[0]["grad_norm"])
+    assert norms[0] == norms[1] > 0.01

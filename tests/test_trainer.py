@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from selfjudge.losses import LOSSES
+from selfjudge.losses import LOSSES, all_pairs
 from selfjudge.trainer import Objective, Policy, Preference, collate, disable_dropout, without_adapter
+from selfjudge.training_figures import means, of_prompt
 
 
 def preferences() -> list[Preference]:
@@ -90,7 +91,7 @@ def test_loss_is_the_mean_over_a_prompts_pairs(model: Any, loss: str, options: d
         change = (values - ref).tolist()
         right = [change[i] > change[j] for i in range(count) for j in range(i + 1, count)]
         assert figures["accuracy"][index].item() == pytest.approx(sum(right) / len(right))
-    assert all(values.shape == (6,) for values in figures.values())
+    assert all(len(values) == 6 for values in figures.values())
 
 
 def test_at_the_reference_by_hand(model: Any):
@@ -140,3 +141,62 @@ def test_disable_dropout(name: str):
     disable_dropout(model)
     assert torch.equal(model(ids).logits, model(ids).logits)
     assert all(module.p == 0 for module in model.modules() if isinstance(module, nn.Dropout))
+
+
+def moved(strengths: tuple[float, ...], changes: list[float], z_max: float | None = None) -> dict[str, Tensor]:
+    """The figures of a prompt whose responses all had -10 under the reference."""
+    ref = torch.full((len(changes),), -10.0)
+    figures = of_prompt(all_pairs(torch.tensor(strengths)), ref + torch.tensor(changes), ref, z_max)
+    return {name: value[None] for name, value in figures.items()}
+
+
+def test_figures_by_hand():
+    """Strengths 3, 1, 0 and changes 1, -1, 0.
+
+    Pairs (0,1), (0,2), (1,2): z = 2, 3, 1 and D = 2, 1, -1. Clipped at 1.5: two of three. Chosen log-probs -9, -9, -11,
+    rejected -11, -10, -10; forward KL -(1 - 1 + 0) / 3 = 0. Means 2 and 2/3; sum of products 4 + 3 - 1 - 3 * 4/3 = 2,
+    of squares 2 and 6 - 4/3 = 14/3: correlation 2 / sqrt(28/3) = 0.6547.
+    """
+    found = means([moved((3.0, 1.0, 0.0), [1.0, -1.0, 0.0], z_max=1.5)])
+    assert found == pytest.approx(
+        {
+            "accuracy": 2 / 3,
+            "log_ratio_difference": 2 / 3,
+            "target": 2.0,
+            "chosen_change": (1 + 1 - 1) / 3,
+            "rejected_change": (-1 + 0 + 0) / 3,
+            "chosen_logp": -29 / 3,
+            "rejected_logp": -31 / 3,
+            "forward_kl": 0.0,
+            "clipped_share": 2 / 3,
+            "target_correlation": 2 / math.sqrt(28 / 3),
+        },
+        abs=1e-6,
+    )
+
+
+def test_correlation_is_over_the_pairs_of_all_prompts():
+    """z = 1, 2, 4 and D = 2, 1, 3 in three parts: products 16 - 3 * 7/3 * 2 = 2, squares 21 - 49/3 = 14/3 and 2."""
+    parts = [moved((z, 0.0), [d, 0.0]) for z, d in ((1.0, 2.0), (2.0, 1.0), (4.0, 3.0))]
+    assert means(parts)["target_correlation"] == pytest.approx(2 / math.sqrt(28 / 3), abs=1e-6)
+    assert "clipped_share" not in means(parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [((1.0, 0.0), [1.0, 0.0]), ((3.0, 0.0), [2.0, 0.0])],  # two pairs
+        [((1.0, 0.0), [d, 0.0]) for d in (1.0, 2.0, 3.0)],  # one z
+        [((z, 0.0), [0.0, 0.0]) for z in (1.0, 2.0, 3.0)],  # one D, as at the first step
+    ],
+    ids=["few", "same-target", "same-difference"],
+)
+def test_no_correlation(parts: list[tuple[tuple[float, ...], list[float]]]):
+    assert math.isnan(means([moved(*part) for part in parts])["target_correlation"])
+
+
+def test_forward_kl_is_what_the_name_says():
+    """Responses drawn from ref = (0.5, 0.5), pi = (0.8, 0.2): KL(ref || pi) = 0.5 log(0.5/0.8) + 0.5 log(0.5/0.2)."""
+    ref, pi = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.8, 0.2]).log()
+    figures = of_prompt(all_pairs(torch.tensor([1.0, 0.0])), pi, ref, None)
+    assert figures["forward_kl"].item() == pytest.approx(0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2))

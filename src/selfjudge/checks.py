@@ -173,7 +173,34 @@ def _training(config: Any) -> Iterator[str]:
         yield "--lora-alpha has no effect with --lora-rank 0; leave it out or raise the rank"
     if config.micro_batch and config.batch_size % config.micro_batch:
         yield f"--micro-batch {config.micro_batch} does not divide --batch-size {config.batch_size}"
+    yield from _early_stop(config)
+    if config.quantize != "none":
+        yield from _quantized(config)
     yield from _adapter(config)
+
+
+def _early_stop(config: TrainOptions) -> Iterator[str]:
+    for name in ("early_stop", "eval_steps"):
+        if getattr(config, name) and not config.validation:
+            yield f"{flag(name)} {getattr(config, name)} needs prompts to validate on; give --validation above 0"
+    if not config.early_stop:
+        return
+    if config.eval_steps == 0 and config.epochs <= config.early_stop:
+        yield (
+            f"--early-stop {config.early_stop} can never stop {config.epochs} epochs with one validation each; give "
+            "--eval-steps, or more epochs"
+        )
+    if "save_steps" in config.model_fields_set:
+        yield "--save-steps has no effect with --early-stop, which saves at every validation; leave it out"
+
+
+def _quantized(config: TrainOptions) -> Iterator[str]:
+    if config.lora_rank == 0:
+        yield f"--quantize {config.quantize}: 4-bit weights cannot be trained; give a --lora-rank above 0"
+    if find_spec("bitsandbytes") is None:
+        yield f"--quantize {config.quantize}: bitsandbytes is not installed; pip install 'selfjudge[qlora]'"
+    if getattr(config, "device", None) == "cpu":
+        yield f"--quantize {config.quantize} needs a GPU; leave it out, or --device cpu"
 
 
 def _adapter(config: Any) -> Iterator[str]:

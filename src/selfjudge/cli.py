@@ -84,7 +84,12 @@ def _run(arguments: list[str]) -> int:
     kind, module = COMMANDS[known.command]
     console = Console(quiet=known.quiet)
     config = _configure(kind, known, unknown)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and known.command != "train":
+        raise ConfigError(f"{known.command} runs in one process; only train may be started by accelerate or torchrun")
     summary: dict[str, Any] = import_module(module).run(config, console)
+    if several and os.environ.get("RANK", "0") != "0":
+        return 0  # the first process tells
     writes_rows = getattr(config, "out", None) == "-"
     if known.json:
         print(json.dumps(summary), file=sys.stderr if writes_rows else sys.stdout)

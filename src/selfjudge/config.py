@@ -226,8 +226,18 @@ class TrainOptions(ThinkingOptions, RowOptions):
     weight_decay: float = option(0.0, "AdamW weight decay", ge=0)
     lora_rank: int = option(16, "rank of the LoRA adapter on all linear layers; 0: train all weights", ge=0)
     lora_alpha: int = option(32, "scale of the LoRA adapter", ge=1)
+    quantize: Literal["none", "nf4"] = option(
+        "none", "nf4: the weights under the adapter are held in 4 bits while training (QLoRA), on a GPU"
+    )
     gradient_checkpointing: bool = option(False, "less memory for a quarter more time", changes_result=False)
     validation: float = option(0.05, "share of the prompts kept out of training to validate on", ge=0, lt=1)
+    eval_steps: int = option(0, "optimiser steps between validations; 0: one at the end of each epoch", ge=0)
+    early_stop: int = option(
+        0,
+        "stop when the validation loss has not improved for this many validations, and keep the best model; a "
+        "checkpoint is taken at every validation; 0: never",
+        ge=0,
+    )
     save_steps: int = option(
         200, "optimiser steps between checkpoints to resume from; 0: none", changes_result=False, ge=0
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -47,6 +49,8 @@ class ModelSource:
     trust_remote_code: bool = False
     threads: int = 0
     """Threads of CPU computations, for the whole process; 0 leaves PyTorch's choice."""
+    quantize: str = "none"
+    """`nf4`: linear layers but the output head in 4 bits (`load_model` only)."""
 
     @property
     def path(self) -> str:
@@ -95,7 +99,9 @@ def load_model(source: ModelSource, trainable: bool = False) -> tuple[PreTrained
     if adapter:
         model = _with_adapter(model, path, trainable)
     _fix_generation_config(model.get_base_model() if adapter else model, tokenizer)
-    return model.to(source.torch_device()).eval(), tokenizer
+    if source.quantize == "none":  # quantised weights stand on their device already
+        model = model.to(source.torch_device())
+    return model.eval(), tokenizer
 
 
 def load_reward_model(source: ModelSource) -> tuple[PreTrainedModel | PeftModel, Any]:
@@ -229,6 +235,7 @@ def _load_weights(
     kind: Any, path: str, source: ModelSource, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model of an automatic class, and the sorted names of weights that the files do not have in its shape."""
+    quantization = _quantization(source)
     try:
         loaded: Any = kind.from_pretrained(
             path,
@@ -238,11 +245,33 @@ def _load_weights(
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, with their names
             output_loading_info=True,
+            **quantization,
         )
     except LOADING_ERRORS as error:
         raise ModelError(f"model {source.name}: cannot load {path} ({_first_line(error)})") from error
     model, report = loaded
     return model, sorted({*report["missing_keys"], *(str(entry[0]) for entry in report["mismatched_keys"])})
+
+
+def _quantization(source: ModelSource) -> dict[str, Any]:
+    """What loads NF4 weights onto the GPU, their scales quantised as well (Dettmers et al., arXiv 2305.14314).
+
+    Computed in the source's dtype. Raises ConfigError where that cannot be.
+    """
+    if source.quantize == "none":
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"quantize {source.quantize}: bitsandbytes is not installed; pip install 'selfjudge[qlora]'")
+    if source.torch_device().type != "cuda":
+        raise ConfigError(f"quantize {source.quantize}: PyTorch finds no GPU, which 4-bit weights need; leave it out")
+    scheme = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=source.quantize,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=source.torch_dtype(),
+    )
+    device = torch.empty(0, device=source.torch_device()).device  # with its number, which plain `cuda` does not have
+    return {"quantization_config": scheme, "device_map": {"": device}}
 
 
 def _with_adapter(model: PreTrainedModel, path: str, trainable: bool) -> PeftModel:

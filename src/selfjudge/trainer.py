@@ -13,21 +13,26 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Any, TypedDict
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import output_head, response_logps
-from selfjudge.losses import LOSSES, all_pairs, log_ratio_difference
+from selfjudge.losses import LOSSES, all_pairs
 from selfjudge.memory import TokenBudget
 from selfjudge.preferences import Preference
+from selfjudge.processes import Processes
 from selfjudge.rows import Row, pack
+from selfjudge.training_figures import Figures, means, of_prompt
 
 Log = dict[str, float]
 
@@ -63,9 +68,11 @@ class Policy:
         longest: int,
         objective: Objective,
         say: Callable[[str], None] = lambda _: None,
+        processes: Processes = Processes(),  # noqa: B008  (frozen)
     ) -> None:
         """`longest`: tokens of the longest prompt with one response; `say` gets remarks on memory."""
         self.model = model
+        self.processes = processes
         self.objective = objective
         self.head = output_head(causal_lm(model))
         self.forward = RowForward(model, longest)
@@ -79,6 +86,8 @@ class Policy:
         else:
             parts = self.budget.compute(trees, self._row_logps)
         found = {index: logp for part in parts for index, logp in part.items()}
+        if not found:
+            return []
         flat = torch.stack([found[index] for index in range(len(found))])
         return list(flat.split([len(preference.response_ids) for preference in preferences]))
 
@@ -93,11 +102,12 @@ class Policy:
         """The preferences with `ref_logps` of the model as it stands now."""
         remaining = iter(preferences)
         while group := list(islice(remaining, at_once)):
-            for preference, logps in zip(group, self.logps(group), strict=True):
-                yield replace(preference, ref_logps=tuple(logps.tolist()))
+            mine = [tuple(logps.tolist()) for logps in self.logps(self.processes.share(group))]
+            for preference, logps in zip(group, self.processes.interleaved(mine), strict=True):
+                yield replace(preference, ref_logps=logps)
 
-    def losses(self, preferences: Sequence[Preference]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(prompts,) mean loss over the pairs of each prompt, and what is worth logging, of the same shape."""
+    def losses(self, preferences: Sequence[Preference]) -> tuple[Tensor, Figures]:
+        """(prompts,) mean loss over the pairs of each prompt, and what is worth logging, by prompt."""
         per_prompt: list[Tensor] = []
         figures: dict[str, list[Tensor]] = defaultdict(list)
         for preference, logps in zip(preferences, self.logps(preferences), strict=True):
@@ -112,15 +122,7 @@ class Policy:
         ref = torch.tensor(preference.ref_logps, device=logps.device)
         four = (logps[pairs.chosen], logps[pairs.rejected], ref[pairs.chosen], ref[pairs.rejected])
         values = LOSSES[self.objective.loss](*four, pairs.target, **self.objective.options)
-        difference = log_ratio_difference(*four).detach()
-        change = logps.detach() - ref
-        return (values * pairs.weight).sum(), {
-            "accuracy": (difference > 0).float().mean(),
-            "log_ratio_difference": difference.mean(),
-            "target": pairs.target.mean(),
-            "chosen_change": change[pairs.chosen].mean(),
-            "rejected_change": change[pairs.rejected].mean(),
-        }
+        return (values * pairs.weight).sum(), of_prompt(pairs, logps.detach(), ref, self.objective.options.get("z_max"))
 
 
 class PreferenceTrainer(Trainer):
@@ -139,7 +141,7 @@ class PreferenceTrainer(Trainer):
         self.policy = policy
         self.validation = validation
         self.on_log = on_log
-        self._figures: dict[str, list[Tensor]] = defaultdict(list)
+        self._figures: list[Figures] = []
         super().__init__(
             model=policy.model,
             args=arguments,
@@ -147,10 +149,21 @@ class PreferenceTrainer(Trainer):
             eval_dataset=validation if len(validation) else None,
             data_collator=collate,  # pyright: ignore[reportArgumentType]
         )
+        if policy.processes.count > 1:  # gradients are summed here, so the model must not be wrapped to do the same
+            plain = self.accelerator.prepare_model
+            self.accelerator.prepare_model = partial(plain, evaluation_mode=True)  # pyright: ignore[reportAttributeAccessIssue]
         self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if not _prints(c)]
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> int:  # noqa: ARG002
         return sum(len(batch["preferences"]) for batch in batch_samples)
+
+    def get_train_dataloader(self) -> DataLoader[Preference]:
+        """Every process goes through all batches, in the order that one alone would, and computes its share of each."""
+        if self.policy.processes.count == 1:
+            return super().get_train_dataloader()
+        size = self.args.per_device_train_batch_size
+        plain: Any = DataLoader(self.train_dataset, size, shuffle=True, collate_fn=collate)  # pyright: ignore
+        return prepare_data_loader(plain, num_processes=1, process_index=0, use_seedable_sampler=True)
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -159,35 +172,55 @@ class PreferenceTrainer(Trainer):
         return_outputs: bool = False,  # noqa: ARG002
         num_items_in_batch: int | None = None,
     ) -> Tensor:
-        """Sum over the prompts of this forward pass, divided by the prompts of the whole optimiser step."""
-        losses, figures = self.policy.losses(inputs["preferences"])
-        for name, values in figures.items():
-            self._figures[name].append(values)
-        return losses.sum() / (num_items_in_batch or len(losses))
+        """Sum over this process' share of the prompts, divided by the prompts of the whole optimiser step."""
+        preferences = inputs["preferences"]
+        mine = self.policy.processes.share(preferences)
+        if not mine:
+            return 0 * next(p for p in self.policy.model.parameters() if p.requires_grad).sum()
+        losses, figures = self.policy.losses(mine)
+        self._figures.append(figures)
+        return losses.sum() / (num_items_in_batch or len(preferences))
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """Beside the backward pass: gradients that are complete are summed over the processes."""
+        loss = super().training_step(*arguments, **options)
+        if self.accelerator.sync_gradients:
+            self.policy.processes.add_gradients(self.policy.model.parameters())
+        return loss
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> Log:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Mean loss and pair accuracy on prompts that are kept out of training."""
+        """Mean loss and figures on prompts that are kept out of training."""
         self.policy.model.eval()
         size = self.args.per_device_train_batch_size
-        remaining = (self.validation[index] for index in range(len(self.validation)))
-        parts: list[tuple[Tensor, dict[str, Tensor]]] = []
+        mine = self.policy.processes.share(range(len(self.validation)))
+        remaining = (self.validation[index] for index in mine)
+        losses: list[Tensor] = []
+        figures: list[Figures] = []
         while batch := list(islice(remaining, size)):
-            parts.append(self.policy.losses(batch))
-        losses, accuracy = (
-            torch.cat(x).mean().item() for x in ([p[0] for p in parts], [p[1]["accuracy"] for p in parts])
-        )
-        metrics = {"eval_loss": losses, "eval_accuracy": accuracy}
+            found = self.policy.losses(batch)
+            losses.append(found[0])
+            figures.append(found[1])
+        values = self.policy.processes.interleaved([value for part in losses for value in part.tolist()])
+        metrics = {"eval_loss": fmean(values)} | self._means(figures, "eval_")
         self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: Log, start_time: float | None = None) -> None:
         """Adds the figures gathered since the last record and hands the record on."""
         if "loss" in logs:
-            logs = logs | {name: torch.cat(values).mean().item() for name, values in self._figures.items()}
-            self._figures.clear()
+            # every process has its share of a sum, of which transformers took the mean
+            logs = logs | {"loss": logs["loss"] * self.policy.processes.count} | self._means(self._figures)
+            self._figures = []
         super().log(logs, start_time)
         self.on_log(self.state.global_step, {name: float(value) for name, value in logs.items()})
+
+    def _means(self, figures: list[Figures], prefix: str = "") -> Log:
+        """Over the prompts of all processes."""
+        own = [{name: values.cpu() for name, values in some.items()} for some in figures]
+        gathered = [some for part in self.policy.processes.gather(own) for some in part]
+        return {prefix + name: value for name, value in means(gathered).items()}
 
 
 def _prints(callback: TrainerCallback) -> bool:

@@ -66,13 +66,16 @@ def selected_row(row):
 
 def training_rows():
     figures = {"accuracy": 0.5, "log_ratio_difference": 0.25, "chosen_change": 0.125, "rejected_change": -0.125}
+    figures |= {"forward_kl": 0.375, "grad_norm": 1.5, "clipped_share": 0.25}
     steps = [{"id": f"step-{n}", "kind": "step", "step": n, "loss": 0.7 - n / 100} | figures for n in (1, 2, 3)]
+    steps = [row | {"target_correlation": 0.5 if row["step"] > 1 else None} for row in steps]
     return [*steps, {"id": "validation-3", "kind": "validation", "step": 3, "eval_loss": 0.6875, "eval_accuracy": 0.75}]
 
 
 def training_summary():
     figures = {"steps": 3, "first_loss": 0.69, "last_loss": 0.67, "accuracy": 0.5, "log_ratio_difference": 0.25}
     changes = {"chosen_change": 0.125, "rejected_change": -0.125}
+    changes |= {"forward_kl": 0.375, "target_correlation": 0.5, "grad_norm": 1.5, "clipped_share": 0.25}
     return figures | changes | {"validation_loss": 0.6875, "validation_accuracy": 0.75}
 
 

@@ -130,7 +130,28 @@ def test_a_fallen_margin_is_an_alarm(page):
 def test_drift_and_training_figures(page):
     assert page.row("drift", "round 1") == ["2.50", "2.25", "3.25", "2.00", "8.3", "75.0", "99.00", "81.2"]
     assert page.row("drift", "start") == ["—", "—", "—", "2.00", "—", "—", "99.00", "81.2"]
-    assert page.row("training", "round 1") == ["3", "0.690", "0.670", "0.250", "0.125", "-0.125", "0.688", "75.0"]
+    own = ["0.375", "0.500", "1.50", "25.0"]
+    assert page.row("training", "round 1") == [
+        "3",
+        "0.690",
+        "0.670",
+        "0.250",
+        "0.125",
+        "-0.125",
+        *own,
+        "0.688",
+        "75.0",
+        *["—"] * 2,
+    ]
+
+
+def test_training_charts_are_those_of_what_was_logged(page):
+    """The log has no correlation at its first step, and none of the log-probabilities."""
+    charts = page.sections["training"]
+    for title in ("Loss", "Forward KL, nats", "Correlation of D with z", "Gradient norm", "Clipped targets"):
+        assert title in charts
+    assert "Log-probability, nats" not in charts
+    assert "step 2: 0.500" in page.source
 
 
 def test_options_and_versions(page):
@@ -230,7 +251,7 @@ def test_an_unfinished_round_is_flagged_and_left_out(tmp_path):
     assert unfinished(read_run(folder).arms[0]) == ["round 2 stopped at its training (3 rows are there)"]
     assert "Unfinished: round 2 stopped at its training" in page.sections["ran"]
     assert page.row("accuracy", "round 2") == ["—"] * 4
-    assert page.row("training", "round 2") == ["—"] * 8
+    assert page.row("training", "round 2") == ["—"] * 14
     assert "after round 1" in page.sections["accuracy"]
     assert "step 3: 0.670" in page.source
 

@@ -17,11 +17,15 @@ MOST_POINTS = 240
 WHAT = (
     "The rounds stand one after the other, parted by lines. D = [log \u03c0(best) \u2212 log ref(best)] \u2212 "
     "[log \u03c0(worst) \u2212 log ref(worst)] in nats; its two brackets are the changes of best and worst. When both "
-    "fall, probability leaves both responses for others."
+    "fall, probability leaves both responses for others. Forward KL is the mean of log ref \u2212 log \u03c0 over the "
+    "responses trained on: a distance from the reference that can be compared between steps, not an unbiased "
+    "estimate, as the responses are selected. A correlation is missing where D or the target z does not vary, as at "
+    "the first step. Many clipped targets mean that all of them ask for the same."
 )
 
 
 SHARE = "Pairs in the right order"
+CLIPPED = "Clipped targets"
 
 
 class Curve(NamedTuple):
@@ -37,7 +41,13 @@ PANELS: dict[str, tuple[Curve, ...]] = {
     SHARE: (Curve("accuracy", "training"), Curve("eval_accuracy", "validation", "validation")),
     "Log-ratio difference D, nats": (Curve("log_ratio_difference", "training"),),
     "Change of log-probability, nats": (Curve("chosen_change", "best"), Curve("rejected_change", "worst")),
+    "Log-probability, nats": (Curve("chosen_logp", "best"), Curve("rejected_logp", "worst")),
+    "Forward KL, nats": (Curve("forward_kl", "training"), Curve("eval_forward_kl", "validation", "validation")),
+    "Correlation of D with z": (Curve("target_correlation", "training"),),
+    "Gradient norm before clipping": (Curve("grad_norm", "training"),),
+    CLIPPED: (Curve("clipped_share", "training"),),
 }
+SHARES = (SHARE, CLIPPED)
 
 
 class RoundLog:
@@ -64,7 +74,7 @@ Log = Sequence[RoundLog]
 
 
 def section(run: Run) -> Section:
-    """Four charts for each arm, and the last figures of each round."""
+    """The charts of each arm, and the last figures of each round."""
     logs = {arm.name: [RoundLog(item) for item in arm.rounds[1:]] for arm in run.arms}
     if not any(one.last_step for log in logs.values() for one in log):
         return Section("training", "Training", [Text("No training log yet: no round has begun to train.", "gap")])
@@ -98,12 +108,13 @@ def _layout(log: Log) -> Layout:
 
 def _figures(log: Log) -> list[Figure]:
     layout = _layout(log)
-    return [_figure(title, curves, log, layout) for title, curves in PANELS.items()]
+    logged = {curve for one in log for curve, (steps, _) in one.points.items() if steps}
+    return [_figure(title, curves, log, layout) for title, curves in PANELS.items() if logged & {*curves}]
 
 
 def _figure(title: str, curves: Sequence[Curve], log: Log, layout: Layout) -> Figure:
     series = [_series(curve, index, log, layout.starts) for index, curve in enumerate(curves)]
-    unit = "%" if title == SHARE else ""
+    unit = "%" if title in SHARES else ""
     ticks = (0.0, 0.25, 0.5, 0.75, 1.0) if unit else nice_ticks(*(extent(series) or (0.0, 1.0)))
     lines = tuple(layout.starts.values())[1:]
     axes = Axes(f"{title}, by round", layout.middles, ticks, unit, dividers=lines, x_low=0.0, x_high=layout.end)
@@ -142,7 +153,8 @@ def _legend() -> list[LegendEntry]:
 
 
 def _table(run: Run) -> Table:
-    head = ["", "Steps", "First loss", "Last loss", "D", "Best", "Worst", "Validation loss", "Validation pairs %"]
+    head = ["", "Steps", "First loss", "Last loss", "D", "Best", "Worst", "Forward KL", "Correlation", "Gradient norm"]
+    head += ["Clipped %", "Validation loss", "Validation pairs %", "Stopped at", "Best step"]
     groups = [(run.label(arm), _rows(arm)) for arm in run.arms]
     return Table("The last figures of each round's training", head, groups, folded=True)
 
@@ -153,6 +165,8 @@ def _rows(arm: Arm) -> list[list[Cell]]:
 
 def _row(item: Round, summary: dict[str, Any]) -> list[Cell]:
     names = ("steps", "first_loss", "last_loss", "log_ratio_difference", "chosen_change", "rejected_change")
-    cells = [Cell(number(summary.get(name))) for name in names]
-    validation = [number(summary.get("validation_loss")), percent(summary.get("validation_accuracy"))]
-    return [Cell(item.label), *cells, *(Cell(text) for text in validation)]
+    names += ("forward_kl", "target_correlation", "grad_norm")
+    cells = [number(summary.get(name)) for name in names] + [percent(summary.get("clipped_share"))]
+    cells += [number(summary.get("validation_loss")), percent(summary.get("validation_accuracy"))]
+    cells += [number(summary.get(name)) for name in ("stopped_at_step", "best_step")]
+    return [Cell(item.label), *map(Cell, cells)]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from array import array
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from selfjudge.checkpoints import MarkComplete, StopEarly, newest_checkpoint
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
@@ -27,37 +27,72 @@ from selfjudge.losses import loss_options
 from selfjudge.memory import free_bytes, tokens_per_row
 from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
+from selfjudge.processes import Processes, join_processes, leave_processes, number_started
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
-from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
+from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder, without_nan
 from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
 from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
 CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
 DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
-COMPLETE = "complete"
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
 FREE_SHARE = 0.8  # of the free memory, for a backward pass that the memory limits; allocators waste some
 TARGET_LOSSES = ("irepo", "soft-bce")
+LAST_FIGURES = (
+    "accuracy",
+    "log_ratio_difference",
+    "chosen_change",
+    "rejected_change",
+    "chosen_logp",
+    "rejected_logp",
+    "forward_kl",
+    "target_correlation",
+    "clipped_share",
+    "grad_norm",
+)
+"""What the summary has of the last step, beside its loss."""
 
 
 def run(config: TrainConfig, console: Console) -> Summary:
     """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
-    out = Path(config.out)
+    if number_started() > 1 and config.input == "-":
+        raise ConfigError("--input -: several processes cannot read from one pipe; give a file")
+    processes = join_processes(config.device)
+    work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
     with read_scorable(config.input, ("responses",)) as examples:
         _check_trainable(examples, config)
-        with open_output(out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
-            if log.finished:
-                return log.summary
-            summary = _train(config, examples, out, log, console)
-            log.finish(summary)
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
-            return summary
+        if processes.is_first:
+            with open_output(work.out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
+                summary = _finished(config, examples, replace(work, log=log))
+        else:
+            summary = _finished(config, examples, work)
+    leave_processes(processes)
+    return summary
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where the step writes and what it says: the log only in the first of several processes."""
+
+    out: Path
+    log: StepOutput | None
+    console: Console
+    processes: Processes
+
+
+def _finished(config: TrainConfig, examples: Source, work: Work) -> Summary:
+    """The summary, of earlier or of now; empty but in the first process."""
+    if work.processes.from_first(work.log is not None and work.log.finished):
+        return {} if work.log is None else work.log.summary
+    summary = _train(config, examples, work)
+    if work.log is not None:
+        work.log.finish(summary)
+        shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
+    return summary
 
 
 def _check_trainable(examples: Source, config: TrainConfig) -> None:
@@ -90,10 +125,11 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
         raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
-def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, console: Console) -> Summary:
+def _train(config: TrainConfig, examples: Source, work: Work) -> Summary:
+    out, console = work.out, work.console
     set_seed(config.seed)
     dtype = _weight_dtype(config)
-    source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
+    source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads, config.quantize)
     model, tokenizer = load_model(source, trainable=True)
     renderer = Renderer(tokenizer, config.model, config.thinking)
     room = min(config.max_length or 1 << 30, context_length(model))
@@ -102,14 +138,15 @@ def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, co
         _say_left_out(len(examples), len(fitting), room, config, console)
         model = _trainable(model, config)
         longest = max(preference.longest for preference in fitting)
-        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
+        policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say, work.processes)
         with policy.forward:
             if policy.forward.unpacked_because:
                 console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
             preferences, origin = _with_reference(policy, fitting, anew, config, console)
-            train, validation = _split(preferences, config.validation)
-            figures = _optimise(config, policy, train, validation, out, log, console)
-    _save(model, config, source, out)
+            train, validation = _split(preferences, config)
+            figures = _optimise(config, policy, train, validation, work)
+    if work.processes.is_first:
+        _save(model, config, source, out)
     counts = {
         "prompts": len(train),
         "validation_prompts": len(validation),
@@ -171,13 +208,16 @@ def _say_left_out(given: int, kept: int, room: int, config: TrainConfig, console
         console.say(f"train: {given - kept} of {given} prompts left out, longer than {room} tokens")
 
 
-def _split(preferences: PreferenceFile, share: float) -> tuple[Subset[Preference], Subset[Preference]]:
+def _split(preferences: PreferenceFile, config: TrainConfig) -> tuple[Subset[Preference], Subset[Preference]]:
     """Training and validation prompts, by a hash of the id, so that neither order nor number matters."""
     train, validation = array("Q"), array("Q")
     for index, preference in enumerate(preferences):
-        (validation if hash_share(preference.id) < share else train).append(index)
+        (validation if hash_share(preference.id) < config.validation else train).append(index)
     if not train:
         raise StepError(f"no prompt is left to train on ({len(preferences)} in all, {len(validation)} for validation)")
+    if config.early_stop and not validation:
+        number = len(preferences)
+        raise StepError(f"--early-stop: --validation {config.validation} of {number} prompts is none; raise the share")
     return Subset(preferences, train), Subset(preferences, validation)
 
 
@@ -238,46 +278,38 @@ def _optimise(
     policy: Policy,
     train: Subset[Preference],
     validation: Subset[Preference],
-    out: Path,
-    log: StepOutput,
-    console: Console,
+    work: Work,
 ) -> dict[str, Any]:
+    out, log = work.out, work.log
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    micro_batch = _micro_batch(config, policy, train, console)
+    micro_batch = _micro_batch(config, policy, train, work.console)
     arguments = _arguments(config, policy, out, steps, micro_batch, len(validation) > 0)
-    with console.progress("train", steps, unit="step") as bar:
+    with work.console.progress("train", steps, unit="step") as bar:
 
         def on_log(step: int, record: Log) -> None:
-            record = {name: value for name, value in record.items() if name not in UNUSABLE}
+            record = without_nan({name: value for name, value in record.items() if name not in UNUSABLE})
             kind = "validation" if "eval_loss" in record else "step" if "loss" in record else "total"
             key = f"{kind}-{step}"
-            if key not in log.done_ids:
+            if log is not None and key not in log.done_ids:
                 log.append([{"id": key, "kind": kind, "step": step} | record])
             bar.update(step - bar.n)
 
         trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
-        folder = out / "checkpoints"
-        trainer.add_callback(MarkComplete())
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    return _figures(out / "training.jsonl", steps)
+        trainer.add_callback(MarkComplete(work.processes))
+        if config.early_stop:
+            trainer.add_callback(StopEarly(config.early_stop))
+        newest = newest_checkpoint(out / "checkpoints", work.processes, work.console.say)
+        trainer.train(resume_from_checkpoint=newest)
+    stopping = _stopping(trainer.state, steps) if config.early_stop else {}
+    return _figures(out / "training.jsonl", stopping) if work.processes.is_first else {}
 
 
-class MarkComplete(TrainerCallback):
-    """Puts a mark into every checkpoint that is whole: transformers writes one file after the other into its place."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        (Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole; those that a kill left in pieces are removed."""
-    steps: dict[int, Path] = {}
-    for found in folder.glob("checkpoint-*"):
-        if (found / COMPLETE).is_file():
-            steps[int(found.name.removeprefix("checkpoint-"))] = found
-        else:
-            shutil.rmtree(found)
-    return str(steps[max(steps)]) if steps else None
+def _stopping(state: TrainerState, steps: int) -> dict[str, Any]:
+    """Which step's model was kept, and where the training stopped if that was before its last step."""
+    if state.best_model_checkpoint is None or not Path(state.best_model_checkpoint).is_dir():
+        raise StepError(f"the best model's checkpoint {state.best_model_checkpoint} is gone; delete --out, train again")
+    stopped = state.global_step if state.global_step < steps else None
+    return {"stopped_at_step": stopped, "best_step": state.best_global_step}
 
 
 def _arguments(
@@ -303,28 +335,46 @@ def _arguments(
         logging_steps=1,
         disable_tqdm=True,
         report_to="none",
-        eval_strategy="epoch" if validates else "no",
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 500,
         save_total_limit=1,
+        **_moments(config, validates),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]  more GPUs must not change the batch
     return arguments
 
 
+def _moments(config: TrainConfig, validates: bool) -> dict[str, Any]:
+    """When it validates and when it saves; what can stop early saves at every validation, as each may be the best."""
+    evaluation = "no" if not validates else "steps" if config.eval_steps else "epoch"
+    saving, save_steps = "steps" if config.save_steps else "no", config.save_steps
+    if config.early_stop:
+        saving, save_steps = evaluation, config.eval_steps
+    return {
+        "eval_strategy": evaluation,
+        "eval_steps": config.eval_steps or None,
+        "save_strategy": saving,
+        "save_steps": save_steps or 500,  # anything: not used unless the strategy is steps
+        "load_best_model_at_end": bool(config.early_stop),
+        "metric_for_best_model": "eval_loss" if config.early_stop else None,
+        "greater_is_better": False if config.early_stop else None,
+    }
+
+
 def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
-    """Prompts of one backward pass, as many as the memory takes; says what the training will need."""
+    """Prompts of one backward pass of all processes, as many as the memory takes; says what the training will need."""
     sizes = array("Q", (train[index].tree.num_tokens for index in range(len(train))))
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     memory = training_memory(policy, train[by_size[len(by_size) // 2]])
-    device, free = causal_lm(policy.model).device, free_bytes(causal_lm(policy.model).device)
+    processes, device = policy.processes, causal_lm(policy.model).device
+    free = min(processes.gather(free_bytes(device)))
     fitting = min(TOKENS_AT_ONCE[device.type], memory.tokens(FREE_SHARE * free)) // sizes[by_size[-1]]
-    falling = _divisors(config.batch_size, config.micro_batch or fitting)
+    falling = _divisors(config.batch_size, processes.count * (config.micro_batch or fitting))
     micro_batch = falling[0]
     if device.type == "cuda":
-        largest = [train[index] for index in by_size[: -micro_batch - 1 : -1]]
-        micro_batch = tried_micro_batch(policy, largest, falling, memory.optimizer, console.say)
-    tokens = sum(sizes[index] for index in by_size[-micro_batch:])
+        shares = [-(-size // processes.count) for size in falling]
+        largest = [train[index] for index in by_size[: -micro_batch - 1 : -processes.count]]
+        tried = tried_micro_batch(policy, largest, shares, memory.optimizer, console.say)
+        micro_batch = falling[max(processes.gather(shares.index(tried)))]
+    tokens = sum(sizes[index] for index in by_size[: -micro_batch - 1 : -processes.count])
     console.say(f"train: needs about {memory.describe(tokens)}")
     if memory.peak(tokens) - memory.weights > free:
         console.say(f"train: only {free / GIB:.2f} GiB are free; --gradient-checkpointing or --lora-rank need less")
@@ -336,23 +386,25 @@ def _divisors(number: int, limit: int) -> list[int]:
     return [divisor for divisor in range(max(limit, 1), 0, -1) if number % divisor == 0]
 
 
-def _figures(path: Path, steps: int) -> dict[str, Any]:
-    """First and last loss, and the last of everything else that was logged."""
+def _figures(path: Path, stopping: dict[str, Any]) -> dict[str, Any]:
+    """First and last loss, the last step's other figures, and the last validation or that of the model that is kept."""
     first: dict[str, Row] = {}
     last: dict[str, Row] = {}
     for row in read_rows(path):
+        if row["kind"] == "validation" and row["step"] > stopping.get("best_step", math.inf):
+            continue
         first.setdefault(row["kind"], row)
         last[row["kind"]] = row
     step = last["step"]
-    figures = {"steps": steps, "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
-    figures |= {name: step[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
+    figures = {"steps": step["step"], "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
+    figures |= {name: step[name] for name in LAST_FIGURES if name in step}
     if "validation" in last:
         validation = last["validation"]
         figures |= {
             "validation_loss": validation["eval_loss"],
             "validation_accuracy": validation["eval_accuracy"],
         }
-    return figures
+    return figures | stopping
 
 
 def _save(model: Any, config: TrainConfig, source: ModelSource, out: Path) -> None:
