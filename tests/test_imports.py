@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "selfjudge"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"}
 PURE = (
     *("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "ids", "config"),
-    *("values", "shapes", "forms", "pair_formats"),
+    *("values", "shapes", "forms", "pair_formats", "answer_keys", "alarms"),
 )
 LAYERS = (
     ("cli", "api", "demo"),
@@ -25,7 +25,7 @@ LAYERS = (
     ("store", "pair_files", "console", "readers", "model_names"),
     (
         *("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "ids", "lab"),
-        *("values", "shapes", "forms", "pair_formats"),
+        *("values", "shapes", "forms", "pair_formats", "answer_keys", "alarms"),
     ),
     ("records",),
     ("errors",),

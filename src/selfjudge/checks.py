@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from selfjudge.alarms import ALARMS, alarm_names
 from selfjudge.backends.openai_address import api_key, base_url
 from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
@@ -33,6 +34,7 @@ from selfjudge.config import (
     SampleConfig,
     SearchQuestionsConfig,
     SelectConfig,
+    SelectOptions,
     ThinkingOptions,
     TrainConfig,
     TrainOptions,
@@ -188,6 +190,28 @@ def _adapter(config: Any) -> Iterator[str]:
     for name, key in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
         if key in found and found[key] != getattr(config, name):
             yield f"{flag(name)} {getattr(config, name)}: the adapter in {config.model} has {found[key]}; give that"
+
+
+def _alarms(config: AlignConfig) -> Iterator[str]:
+    for name in ("warn_on", "stop_on"):
+        for word in alarm_names(getattr(config, name)):
+            if word not in ALARMS:
+                close = get_close_matches(word, ALARMS, 1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                yield f"{flag(name)} {word!r}: should be {', '.join(ALARMS)}, with commas between, all or none{hint}"
+    named = [word.strip() for word in config.stop_on.split(",")]
+    if "mass" in named and config.label_mass == 0:
+        yield "--stop-on mass has nothing to look at with --label-mass 0; leave one of them out"
+    if "margin" in named and config.judge in CONTROLS:
+        yield f"--stop-on margin says nothing of --judge {config.judge}, which no training changes; leave it out"
+
+
+CONTROLS = ("oracle", "random")
+
+
+def _agreement_key(config: Any) -> Iterator[str]:
+    if config.agreement == 0 and "agreement_key" in config.model_fields_set:
+        yield "--agreement-key has no effect with --agreement 0; leave it out or raise --agreement (2 is a good start)"
 
 
 def _held_out(config: AlignConfig) -> Iterator[str]:
@@ -357,6 +381,8 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),
     ((AlignConfig,), _held_out),
+    ((SelectOptions,), _agreement_key),
+    ((AlignConfig,), _alarms),
     ((TrainOptions,), _training),
     ((*STEPS, SearchQuestionsConfig, ExportConfig), _input_files),
     (STEPS, _output),

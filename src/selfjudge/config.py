@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from selfjudge.alarms import ALARMS, ALL, NONE
 from selfjudge.errors import ConfigError
 
 
@@ -198,6 +199,11 @@ class SelectOptions(Options):
     select: Literal["best-worst", "all-pairs"] = option("best-worst", "responses kept per prompt")
     score_temperature: float = option(1.0, "log-odds are divided by this to become strengths", gt=0)
     agreement: float = option(0.0, "adds this times log(count of the same answer among the responses)", ge=0)
+    agreement_key: Literal["exact", "final-number", "last-line", "normalised"] = option(
+        "exact",
+        "what --agreement counts as the same answer: the exact text, the last number in it, its last line, or the text "
+        "without case, white space and punctuation at the ends",
+    )
     min_margin: float = option(0.0, "least difference in strength between best and worst, nats", ge=0)
     keep_unfinished: bool = option(False, "keep responses that hit the token limit")
 
@@ -308,6 +314,10 @@ class AlignConfig(ModelOptions, SampleOptions, JudgeOptions, SelectOptions, Trai
     rounds: int = option(3, "rounds", changes_result=False, ge=1)
     prompts_per_round: int = option(0, "prompts of each round, one stretch of the file after the other; 0: all", ge=0)
     holdout: float = option(0.05, "share of the prompts kept out of all rounds, to evaluate on", ge=0, lt=1)
+    warn_on: str = option(
+        ALL, f"signs, compared with round 1, that a round is warned of: {', '.join(ALARMS)}, all or none"
+    )
+    stop_on: str = option(NONE, "signs after which the run ends with the round: a list with commas, all or none")
 
 
 class BenchConfig(ModelOptions, JudgeOptions):
