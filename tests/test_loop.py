@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import summary
+from commands import done, summary
 from models import make_model, make_prompts
 
 from selfjudge import loop
@@ -265,6 +265,38 @@ def test_judged_in_place_while_sampling(here: Path, tmp_path: Path) -> None:
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {"done": False}))
     align(here, out=tmp_path / "run", **changes)
     assert row_files(tmp_path / "run") == before
+
+
+# The first model as reference and as judge
+
+
+def test_the_first_model_can_be_reference_and_judge(here: Path, tmp_path: Path) -> None:
+    """In round 2 the first model judges and is the reference; what is evaluated is the round's own model."""
+    run = tmp_path / "run"
+    align(here, out=run, reference="first", judge_model=here / "model", learning_rate=0.01)
+    trained = [summary(run / f"round-{number}" / "training.jsonl") for number in (1, 2)]
+    assert [one["reference"] for one in trained] == ["first", "first"]
+    assert trained[0]["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(trained[1]["first_loss"] - math.log(2)) > 1e-4
+
+    samples = run / "round-2" / "samples.jsonl"
+    for name, model in (("first", here / "model"), ("own", run / "round-1" / "model")):
+        done("judge", "--quiet", "--model", model, "--input", samples, "--out", tmp_path / f"{name}.jsonl")
+    scored = list(read_rows(run / "round-2" / "scored.jsonl"))
+    assert scored == list(read_rows(tmp_path / "first.jsonl"))
+    assert scored != list(read_rows(tmp_path / "own.jsonl"))
+
+    held_out = ids(run / "start" / "evaluation.jsonl")
+    questions = tmp_path / "questions.jsonl"
+    lines = (here / "prompts.jsonl").read_text().splitlines(keepends=True)
+    questions.write_text("".join(line for line in lines if json.loads(line)["id"] in held_out))
+    settings = ["--eval-samples", 2, "--max-new-tokens", 6, "--sample-batch", 32, "--quiet"]
+    for name, model in (("start", here / "model"), ("round-2", run / "round-2" / "model")):
+        out = tmp_path / f"{name}-evaluation.jsonl"
+        done("evaluate", "--model", model, "--benchmark", questions, "--out", out, *settings)
+        assert list(read_rows(out)) == list(read_rows(run / name / "evaluation.jsonl"))
+    start, last = (list(read_rows(run / name / "evaluation.jsonl")) for name in ("start", "round-2"))
+    assert start != last
 
 
 # Alarms

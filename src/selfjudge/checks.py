@@ -176,6 +176,15 @@ def _training(config: Any) -> Iterator[str]:
     if config.micro_batch and config.batch_size % config.micro_batch:
         yield f"--micro-batch {config.micro_batch} does not divide --batch-size {config.batch_size}"
     yield from _adapter(config)
+    if isinstance(config, TrainConfig):
+        yield from _reference_model(config)
+
+
+def _reference_model(config: TrainConfig) -> Iterator[str]:
+    if config.reference_model is not None:
+        yield from _message_of(lambda: resolve_model(config.reference_model or ""))
+    elif config.reference == "first":
+        yield "--reference first needs --reference-model, the model before any training; or use --reference start"
 
 
 def _adapter(config: Any) -> Iterator[str]:
@@ -347,6 +356,7 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
+    (TrainConfig, "reference_model", "reference", ("first",)),
     *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("wording", "ablation", "layout", "in_place")],
     *[(kind, "questions", "judge", ("yes-no", "committee")) for kind in JUDGING],
     (JudgeOptions, "label_mass", "judge", ("yes-no", "committee")),

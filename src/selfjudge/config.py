@@ -215,10 +215,11 @@ class TrainOptions(ThinkingOptions, RowOptions):
     beta: float = option(0.1, "strength of the pull to the reference in dpo, soft-bce and irepo", gt=0)
     z_max: float = option(4.0, "irepo: targets are clipped to this many nats", gt=0)
     tau: float = option(0.1, "azar: regularisation, its target is 1 / (2 tau)", gt=0)
-    reference: Literal["sample", "start", "base"] = option(
+    reference: Literal["sample", "start", "base", "first"] = option(
         "sample",
         "log-probs of the reference: the sampler's own (checked, recomputed when they drift), those of the model "
-        "before training, or of the model under the adapter",
+        "before training, of the model under the adapter, or of the first model: in align the one before round 1, in "
+        "train --reference-model",
     )
     learning_rate: float = option(5e-5, "peak learning rate", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after warm-up")
@@ -288,6 +289,7 @@ class TrainConfig(ModelOptions, TrainOptions):
 
     input: str = option("-", "selected rows, or your own pairs (prompt, chosen, rejected): a file, - for stdin")
     out: str = option(..., "folder for the trained model and its log", changes_result=False)
+    reference_model: str | None = option(None, "with --reference first: the model whose log-probs are the reference")
     seed: int = option(0, "seed of the order of the data and of the adapter", ge=0)
 
 

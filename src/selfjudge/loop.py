@@ -134,7 +134,8 @@ def _round(
     if not (folder / "model").is_dir():
         model.close()
     trained = {"backend": "hf", "input": files["selected"], "out": str(folder)}  # whatever samples and judges
-    train.run(_derive(TrainConfig, config, **common, **trained), console)
+    first = {"reference_model": config.model} if config.reference == "first" else {}
+    train.run(_derive(TrainConfig, config, **common, **trained, **first), console)
 
 
 def _watch(config: AlignConfig, out: Path, number: int, console: Console) -> dict[str, str]:

@@ -125,6 +125,8 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
         deciding["base_url"] = base_url(getattr(config, "base_url", None))
     elif deciding.get("model"):
         deciding["model"] = model_identity(deciding["model"])
+    if deciding.get("reference_model"):
+        deciding["reference_model"] = model_identity(deciding["reference_model"])
     return StepMeta(step, deciding, inputs, versions())
 
 

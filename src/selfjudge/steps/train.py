@@ -7,8 +7,8 @@ import os
 import shutil
 from array import array
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,17 @@ from selfjudge.forward import causal_lm
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.losses import loss_options
 from selfjudge.memory import free_bytes, tokens_per_row
-from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
+from selfjudge.models import ModelSource, load_model, load_tokenizer, quiet_libraries, read_outline
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
+from selfjudge.reference import under_other_model, with_reference
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
 from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
-from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
+from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout
 from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
-CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
-DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
 COMPLETE = "complete"
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
@@ -91,22 +90,29 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
 
 
 def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, console: Console) -> Summary:
-    set_seed(config.seed)
     dtype = _weight_dtype(config)
     source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
-    model, tokenizer = load_model(source, trainable=True)
+    quiet_libraries()
+    tokenizer = load_tokenizer(source)
     renderer = Renderer(tokenizer, config.model, config.thinking)
-    room = min(config.max_length or 1 << 30, context_length(model))
+    room = min(config.max_length or 1 << 30, read_outline(source, tokenizer).context_length)
     with on_disk(out) as fitting, on_disk(out) as anew:
         _render(examples, renderer, room, config, fitting)
         _say_left_out(len(examples), len(fitting), room, config, console)
-        model = _trainable(model, config)
+        if config.reference_model is not None:  # before the other one: they are never in memory together
+            other = replace(source, name=config.reference_model)
+            objective = partial(_objective, config, other)
+            under_other_model(other, fitting, anew, tokenizer.get_vocab(), objective, console)
+        set_seed(config.seed)
+        model = _trainable(load_model(source, trainable=True)[0], config)
         longest = max(preference.longest for preference in fitting)
         policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
         with policy.forward:
             if policy.forward.unpacked_because:
                 console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
-            preferences, origin = _with_reference(policy, fitting, anew, config, console)
+            preferences, origin = anew, config.reference
+            if config.reference_model is None:
+                preferences, origin = with_reference(policy, fitting, anew, config.reference, console)
             train, validation = _split(preferences, config.validation)
             figures = _optimise(config, policy, train, validation, out, log, console)
     _save(model, config, source, out)
@@ -181,7 +187,7 @@ def _split(preferences: PreferenceFile, share: float) -> tuple[Subset[Preference
     return Subset(preferences, train), Subset(preferences, validation)
 
 
-# Model and reference
+# Model
 
 
 def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTrainedModel | PeftModel:
@@ -199,35 +205,6 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 stores its weights so
     )
     return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
-
-
-def _with_reference(
-    policy: Policy, preferences: PreferenceFile, anew: PreferenceFile, config: TrainConfig, console: Console
-) -> tuple[PreferenceFile, str]:
-    """The preferences with reference log-probabilities and where these come from; computed ones are put into `anew`."""
-    if config.reference == "sample":
-        drift = _drift(policy, preferences)
-        if drift <= DRIFT:
-            return preferences, "sample"
-        found = "are missing" if math.isinf(drift) else f"differ by up to {drift:.2g} nats from the trainer's"
-        console.say(f"train: the samples' own log-probs {found}; computing the reference anew")
-    under = without_adapter(policy.model) if config.reference == "base" else nullcontext()
-    with under, console.progress("reference", len(preferences), unit="prompt") as bar:
-        for preference in policy.reference(preferences, at_once=32):
-            anew.append(preference)
-            bar.update()
-    return anew, "base" if config.reference == "base" else "start"
-
-
-def _drift(policy: Policy, preferences: PreferenceFile) -> float:
-    """Largest difference of stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
-    if any(math.isnan(logp) for preference in preferences for logp in preference.ref_logps):
-        return math.inf
-    spread = range(0, len(preferences), max(1, len(preferences) // CHECKED))
-    checked = [preferences[index] for index in spread]
-    computed = policy.reference(checked, at_once=CHECKED)
-    pairs = zip(checked, computed, strict=True)
-    return max(abs(a - b) for stored, own in pairs for a, b in zip(stored.ref_logps, own.ref_logps, strict=True))
 
 
 # Optimisation
