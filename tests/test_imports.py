@@ -20,7 +20,7 @@ LAYERS = (
     ("loop",),
     ("steps", "report"),
     ("judges", "measures", "judging_figures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
-    ("trainer", "preferences", "reference"),
+    ("trainer", "preferences", "reference", "anchor"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache"),
     ("store", "pair_files", "console", "readers", "model_names"),
     (

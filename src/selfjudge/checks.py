@@ -176,8 +176,21 @@ def _training(config: Any) -> Iterator[str]:
     if config.micro_batch and config.batch_size % config.micro_batch:
         yield f"--micro-batch {config.micro_batch} does not divide --batch-size {config.batch_size}"
     yield from _adapter(config)
+    if config.anchor == 0 and "anchor_weight" in config.model_fields_set:
+        yield "--anchor-weight has no effect with --anchor 0; leave it out or use --anchor 32"
     if isinstance(config, TrainConfig):
         yield from _reference_model(config)
+        if (config.anchor == 0) != (config.anchor_input is None):
+            yield "--anchor N and --anchor-input FILE go together: how many verdicts per step, and the judged rows"
+
+
+def _own_verdicts(config: AlignConfig) -> Iterator[str]:
+    """Where another judge scores, the stored scores are not what the model in training would say."""
+    if config.anchor:
+        for name, value in (("judge", "yes-no"), ("judge_model", None), ("in_place", False), ("layout", "chat")):
+            if getattr(config, name) != value:
+                found = flag(name) if value is False else f"{flag(name)} {getattr(config, name)}"
+                yield f"--anchor holds on to the model's own verdicts on the separate question: leave out {found}"
 
 
 def _reference_model(config: TrainConfig) -> Iterator[str]:
@@ -231,7 +244,7 @@ def _held_out(config: AlignConfig) -> Iterator[str]:
 
 
 def _input_files(config: Any) -> Iterator[str]:
-    for name in ("prompts", "input", "benchmark"):
+    for name in ("prompts", "input", "anchor_input", "benchmark"):
         value = getattr(config, name, None)
         if value is not None and value != "-" and value not in WORLD:
             path = Path(value)
@@ -390,6 +403,7 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),
+    ((AlignConfig,), _own_verdicts),
     ((AlignConfig,), _held_out),
     ((SelectOptions,), _agreement_key),
     ((AlignConfig,), _alarms),

@@ -221,6 +221,10 @@ class TrainOptions(ThinkingOptions, RowOptions):
         "before training, of the model under the adapter, or of the first model: in align the one before round 1, in "
         "train --reference-model",
     )
+    anchor: int = option(
+        0, "own verdicts per step that training holds on to, so that the model stays the judge it was; 0: none", ge=0
+    )
+    anchor_weight: float = option(1.0, "weight of the verdicts' mean cross-entropy in the loss", gt=0)
     learning_rate: float = option(5e-5, "peak learning rate", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after warm-up")
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", ge=0, lt=1)
@@ -289,6 +293,7 @@ class TrainConfig(ModelOptions, TrainOptions):
 
     input: str = option("-", "selected rows, or your own pairs (prompt, chosen, rejected): a file, - for stdin")
     out: str = option(..., "folder for the trained model and its log", changes_result=False)
+    anchor_input: str | None = option(None, "with --anchor: the rows that the model itself judged, before selecting")
     reference_model: str | None = option(None, "with --reference first: the model whose log-probs are the reference")
     seed: int = option(0, "seed of the order of the data and of the adapter", ge=0)
 

@@ -135,7 +135,8 @@ def _round(
         model.close()
     trained = {"backend": "hf", "input": files["selected"], "out": str(folder)}  # whatever samples and judges
     first = {"reference_model": config.model} if config.reference == "first" else {}
-    train.run(_derive(TrainConfig, config, **common, **trained, **first), console)
+    anchored = {"anchor_input": files["scored"]} if config.anchor else {}
+    train.run(_derive(TrainConfig, config, **common, **trained, **first, **anchored), console)
 
 
 def _watch(config: AlignConfig, out: Path, number: int, console: Console) -> dict[str, str]:

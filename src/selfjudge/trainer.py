@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from selfjudge.anchor import Anchor
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import output_head, response_logps
 from selfjudge.losses import LOSSES, all_pairs, log_ratio_difference
@@ -82,9 +83,17 @@ class Policy:
         flat = torch.stack([found[index] for index in range(len(found))])
         return list(flat.split([len(preference.response_ids) for preference in preferences]))
 
-    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+    def hidden(self, row: Row) -> Tensor:
+        """(tokens of the row, width), with gradient where enabled."""
+        with self._autocast():
+            return self.forward(row)
+
+    def _autocast(self) -> torch.autocast:
         device = causal_lm(self.model).device.type
-        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
+        return torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None)
+
+    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+        with self._autocast():
             values = response_logps(self.head, self.forward(row), row)
         return dict(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
 
@@ -135,8 +144,12 @@ class PreferenceTrainer(Trainer):
         validation: Subset[Preference],
         arguments: TrainingArguments,
         on_log: Callable[[int, Log], None],
+        anchor: Anchor | None = None,
     ) -> None:
         self.policy = policy
+        self.anchor = anchor
+        self._anchored = (-1, 0)
+        """The optimiser step, and how many of its prompts have brought their verdicts."""
         self.validation = validation
         self.on_log = on_log
         self._figures: dict[str, list[Tensor]] = defaultdict(list)
@@ -163,7 +176,18 @@ class PreferenceTrainer(Trainer):
         losses, figures = self.policy.losses(inputs["preferences"])
         for name, values in figures.items():
             self._figures[name].append(values)
-        return losses.sum() / (num_items_in_batch or len(losses))
+        total = num_items_in_batch or len(losses)
+        loss = losses.sum() / total
+        return loss if self.anchor is None else loss + self._anchor_loss(self.anchor, len(losses), total)
+
+    def _anchor_loss(self, anchor: Anchor, prompts: int, total: int) -> Tensor:
+        """The share of the step's verdicts that goes with these prompts, as a share of their weighted mean."""
+        step, done = self._anchored
+        done = done if step == self.state.global_step else 0
+        self._anchored = (self.state.global_step, done + prompts)
+        losses = anchor.losses(self.state.global_step, done, done + prompts, total)
+        self._figures["anchor"].append(losses.detach())
+        return anchor.weight * losses.sum() / anchor.size
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> Log:  # pyright: ignore[reportIncompatibleMethodOverride]

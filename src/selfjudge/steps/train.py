@@ -7,6 +7,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from selfjudge.anchor import Anchor, VerdictFile
+from selfjudge.backends.prompts import Prompts
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
 from selfjudge.errors import ConfigError, DataError, StepError
@@ -32,6 +35,7 @@ from selfjudge.records import Example
 from selfjudge.reference import under_other_model, with_reference
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
+from selfjudge.steps.anchoring import add_verdicts, judged_with
 from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder
 from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout
 from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
@@ -48,15 +52,20 @@ def run(config: TrainConfig, console: Console) -> Summary:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training runs in one process; start it without torchrun or accelerate launch")
     out = Path(config.out)
-    with read_scorable(config.input, ("responses",)) as examples:
+    with read_scorable(config.input, ("responses",)) as examples, _own_verdicts(config) as judged:
         _check_trainable(examples, config)
-        with open_output(out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
+        entries = {"input": examples.entry} | ({"anchor_input": judged.entry} if judged else {})
+        with open_output(out / "training.jsonl", step_meta("train", config, **entries)) as log:
             if log.finished:
                 return log.summary
-            summary = _train(config, examples, out, log, console)
+            summary = _train(config, (examples, judged), out, log, console)
             log.finish(summary)
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
             return summary
+
+
+def _own_verdicts(config: TrainConfig) -> AbstractContextManager[Source | None]:
+    return nullcontext() if config.anchor_input is None else read_scorable(config.anchor_input, ("responses", "scores"))
 
 
 def _check_trainable(examples: Source, config: TrainConfig) -> None:
@@ -89,23 +98,31 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
         raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
-def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, console: Console) -> Summary:
+def _train(
+    config: TrainConfig, rows: tuple[Source, Source | None], out: Path, log: StepOutput, console: Console
+) -> Summary:
+    """`rows`: the pairs, and the judged rows of the anchor."""
+    examples, judged = rows
     dtype = _weight_dtype(config)
     source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads)
     quiet_libraries()
     tokenizer = load_tokenizer(source)
     renderer = Renderer(tokenizer, config.model, config.thinking)
-    room = min(config.max_length or 1 << 30, read_outline(source, tokenizer).context_length)
-    with on_disk(out) as fitting, on_disk(out) as anew:
+    outline = read_outline(source, tokenizer)
+    room = min(config.max_length or 1 << 30, outline.context_length)
+    with on_disk(out) as fitting, on_disk(out) as anew, on_disk(out, VerdictFile) as verdicts:
         _render(examples, renderer, room, config, fitting)
         _say_left_out(len(examples), len(fitting), room, config, console)
+        if judged is not None:
+            asking = Prompts(renderer, config.model, outline.num_embeddings, room)
+            add_verdicts(judged, judged_with(str(config.anchor_input), config.model), asking, verdicts)
         if config.reference_model is not None:  # before the other one: they are never in memory together
             other = replace(source, name=config.reference_model)
             objective = partial(_objective, config, other)
             under_other_model(other, fitting, anew, tokenizer.get_vocab(), objective, console)
         set_seed(config.seed)
         model = _trainable(load_model(source, trainable=True)[0], config)
-        longest = max(preference.longest for preference in fitting)
+        longest = max(verdicts.longest, *(preference.longest for preference in fitting))
         policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
         with policy.forward:
             if policy.forward.unpacked_because:
@@ -114,7 +131,8 @@ def _train(config: TrainConfig, examples: Source, out: Path, log: StepOutput, co
             if config.reference_model is None:
                 preferences, origin = with_reference(policy, fitting, anew, config.reference, console)
             train, validation = _split(preferences, config.validation)
-            figures = _optimise(config, policy, train, validation, out, log, console)
+            anchor = Anchor(policy, verdicts, config.anchor, config.anchor_weight, config.seed) if verdicts else None
+            figures = _optimise(config, policy, (train, validation), anchor, out, log, console)
     _save(model, config, source, out)
     counts = {
         "prompts": len(train),
@@ -213,14 +231,16 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
 def _optimise(
     config: TrainConfig,
     policy: Policy,
-    train: Subset[Preference],
-    validation: Subset[Preference],
+    parts: tuple[Subset[Preference], Subset[Preference]],
+    anchor: Anchor | None,
     out: Path,
     log: StepOutput,
     console: Console,
 ) -> dict[str, Any]:
+    train, validation = parts
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    micro_batch = _micro_batch(config, policy, train, console)
+    anchored = 0 if anchor is None else math.ceil(anchor.size * anchor.verdicts.longest / config.batch_size)
+    micro_batch = _micro_batch(config, policy, train, anchored, console)
     arguments = _arguments(config, policy, out, steps, micro_batch, len(validation) > 0)
     with console.progress("train", steps, unit="step") as bar:
 
@@ -232,7 +252,7 @@ def _optimise(
                 log.append([{"id": key, "kind": kind, "step": step} | record])
             bar.update(step - bar.n)
 
-        trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
+        trainer = PreferenceTrainer(policy, train, validation, arguments, on_log, anchor)
         folder = out / "checkpoints"
         trainer.add_callback(MarkComplete())
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -289,9 +309,14 @@ def _arguments(
     return arguments
 
 
-def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
-    """Prompts of one backward pass, as many as the memory takes; says what the training will need."""
-    sizes = array("Q", (train[index].tree.num_tokens for index in range(len(train))))
+def _micro_batch(
+    config: TrainConfig, policy: Policy, train: Subset[Preference], anchored: int, console: Console
+) -> int:
+    """Prompts of one backward pass, as many as the memory takes; says what the training will need.
+
+    `anchored`: tokens of the anchor's verdicts that go with each prompt.
+    """
+    sizes = array("Q", (train[index].tree.num_tokens + anchored for index in range(len(train))))
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     memory = training_memory(policy, train[by_size[len(by_size) // 2]])
     device, free = causal_lm(policy.model).device, free_bytes(causal_lm(policy.model).device)
@@ -322,7 +347,8 @@ def _figures(path: Path, steps: int) -> dict[str, Any]:
         last[row["kind"]] = row
     step = last["step"]
     figures = {"steps": steps, "first_loss": first["step"]["loss"], "last_loss": step["loss"]}
-    figures |= {name: step[name] for name in ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change")}
+    names = ("accuracy", "log_ratio_difference", "chosen_change", "rejected_change", "anchor")
+    figures |= {name: step[name] for name in names if name in step}
     if "validation" in last:
         validation = last["validation"]
         figures |= {
