@@ -13,20 +13,20 @@ PACKAGE = Path(__file__).parents[1] / "src" / "selfjudge"
 HEAVY = {"torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"}
 PURE = (
     *("labels", "rows", "ranking", "selection", "stats", "records", "questions", "errors", "ids", "config"),
-    *("values", "shapes", "forms", "pair_formats"),
+    *("values", "shapes", "forms", "pair_formats", "answer_keys", "alarms"),
 )
 LAYERS = (
     ("cli", "api", "demo"),
     ("loop",),
     ("steps", "report"),
     ("judges", "measures", "judging_figures", "training_memory", "categories", "backends", "benchmarks", "inputs"),
-    ("trainer", "preferences", "checkpoints"),
+    ("trainer", "preferences", "reference", "anchor", "checkpoints"),
     ("models", "rendering", "forward", "head", "attention", "memory", "sampling", "kv_cache", "processes"),
     ("store", "pair_files", "console", "readers", "model_names"),
     (
         *("config", "labels", "rows", "ranking", "selection", "stats", "losses", "questions", "ids", "lab"),
         "training_figures",
-        *("values", "shapes", "forms", "pair_formats"),
+        *("values", "shapes", "forms", "pair_formats", "answer_keys", "alarms"),
     ),
     ("records",),
     ("errors",),

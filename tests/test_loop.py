@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import summary
+from commands import done, summary
 from models import make_model, make_prompts
 
 from selfjudge import loop
@@ -266,6 +267,111 @@ def test_judged_in_place_while_sampling(here: Path, tmp_path: Path) -> None:
     assert row_files(tmp_path / "run") == before
 
 
+# The first model as reference and as judge
+
+
+def test_the_first_model_can_be_reference_and_judge(here: Path, tmp_path: Path) -> None:
+    """In round 2 the first model judges and is the reference; what is evaluated is the round's own model."""
+    run = tmp_path / "run"
+    align(here, out=run, reference="first", judge_model=here / "model", learning_rate=0.01)
+    trained = [summary(run / f"round-{number}" / "training.jsonl") for number in (1, 2)]
+    assert [one["reference"] for one in trained] == ["first", "first"]
+    assert trained[0]["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(trained[1]["first_loss"] - math.log(2)) > 1e-4
+
+    samples = run / "round-2" / "samples.jsonl"
+    for name, model in (("first", here / "model"), ("own", run / "round-1" / "model")):
+        done("judge", "--quiet", "--model", model, "--input", samples, "--out", tmp_path / f"{name}.jsonl")
+    scored = list(read_rows(run / "round-2" / "scored.jsonl"))
+    assert scored == list(read_rows(tmp_path / "first.jsonl"))
+    assert scored != list(read_rows(tmp_path / "own.jsonl"))
+
+    held_out = ids(run / "start" / "evaluation.jsonl")
+    questions = tmp_path / "questions.jsonl"
+    lines = (here / "prompts.jsonl").read_text().splitlines(keepends=True)
+    questions.write_text("".join(line for line in lines if json.loads(line)["id"] in held_out))
+    settings = ["--eval-samples", 2, "--max-new-tokens", 6, "--sample-batch", 32, "--quiet"]
+    for name, model in (("start", here / "model"), ("round-2", run / "round-2" / "model")):
+        out = tmp_path / f"{name}-evaluation.jsonl"
+        done("evaluate", "--model", model, "--benchmark", questions, "--out", out, *settings)
+        assert list(read_rows(out)) == list(read_rows(run / name / "evaluation.jsonl"))
+    start, last = (list(read_rows(run / name / "evaluation.jsonl")) for name in ("start", "round-2"))
+    assert start != last
+
+
+# Alarms
+
+
+def change_summary(file: Path, **changes: Any) -> None:
+    meta = file.with_suffix(".meta.json")
+    found = json.loads(meta.read_text())
+    meta.write_text(json.dumps(found | {"summary": found["summary"] | changes}))
+
+
+@pytest.fixture
+def fallen(copy: Path) -> Path:
+    """The finished run, its margin in round 2 half of that in round 1."""
+    margin = summary(copy / "round-1" / "selected.jsonl")["mean_score_margin"]
+    change_summary(copy / "round-2" / "selected.jsonl", mean_score_margin=margin / 2)
+    return copy
+
+
+def test_the_figures_of_a_round_are_recorded(here: Path) -> None:
+    folder = here / "straight" / "run" / "round-1"
+    recorded = json.loads((folder / "alarms.json").read_text())
+    rows = list(read_rows(folder / "selected.jsonl"))
+    margins = [row["scores"][0]["value"] - row["scores"][1]["value"] for row in rows]
+    assert recorded["figures"]["margin"] == pytest.approx(sum(margins) / len(margins))
+    assert recorded["figures"]["length"] == summary(folder / "samples.jsonl")["mean_tokens"]
+    assert all(value is not None for value in recorded["figures"].values())
+
+
+def test_an_alarm_is_said_and_recorded_and_the_run_goes_on(
+    here: Path, fallen: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = loop.run(build_checked(AlignConfig, options(here, out=fallen)), Console())
+    words = found["round-2"]["alarms"]["margin"]
+    assert words.startswith("the mean margin fell by more than 10% from round 1")
+    assert f"round-2: alarm (margin): {words}" in capsys.readouterr().err
+    assert json.loads((fallen / "round-2" / "alarms.json").read_text())["alarms"]["margin"] == words
+    assert "stopped" not in found
+    assert "margin" not in found["round-1"].get("alarms", {})
+    silent = align(here, out=fallen, warn_on="none")
+    assert not any("alarms" in silent[name] for name in ("round-1", "round-2"))
+
+
+def test_a_run_that_an_alarm_ends_stays_ended(here: Path, fallen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three rounds were asked for; the second raises the alarm. The same command again says the same."""
+    flags = [word for word in as_flags(options(here, out=fallen, rounds=3, stop_on="margin")) if word != "--quiet"]
+    assert main(flags) == 0
+    first = capsys.readouterr()
+    line = "stopped: round 2 of 3 is the last, --stop-on margin: the mean margin fell by more than 10% from round 1"
+    assert line in first.err
+    assert not (fallen / "round-3").exists()
+    assert "round 2 of 3 is the last" in json.loads((fallen / "run.json").read_text())["stopped"]["words"]
+    page = (fallen / "report.html").read_text()
+    assert "Stopped: round 2 of 3 is the last" in page
+    assert "has not begun" not in page
+    before = {file: file.read_bytes() for file in fallen.rglob("*") if file.is_file() and file.name != "report.html"}
+    assert main(flags) == 0
+    again = capsys.readouterr()
+    assert (line in again.err, again.out) == (True, first.out)
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (fallen / "round-3").exists()
+
+
+def test_without_the_stop_rule_a_stopped_run_goes_on(here: Path, fallen: Path) -> None:
+    assert "stopped" in align(here, out=fallen, rounds=3, stop_on="margin")
+    found = align(here, out=fallen, rounds=3)
+    assert found["round-3"]
+    assert "stopped" not in json.loads((fallen / "run.json").read_text())
+
+
+def test_margins_of_a_control_judge_are_not_watched(here: Path, fallen: Path) -> None:
+    config = build_checked(AlignConfig, options(here, judge="oracle"))
+    assert math.isnan(loop._round_figures(config, fallen / "round-1").margin)
+
+
 # Prompts and benchmarks
 
 
@@ -286,6 +392,29 @@ def _prompts(number: int) -> Source:
 )
 def test_stretches_follow_each_other(number: int, size: int, expected: list[str]) -> None:
     assert [prompt.id for prompt in _stretch(_prompts(5), number, size)] == expected
+
+
+def test_rounds_share_no_prompt_as_long_as_there_are_new_ones() -> None:
+    """10 prompts in rounds of 3: rounds 1 to 3 are disjoint, the fourth has the last one and two used before."""
+    rounds = [[prompt.id for prompt in _stretch(_prompts(10), number, 3)] for number in (1, 2, 3, 4)]
+    assert len({*rounds[0], *rounds[1], *rounds[2]}) == 9
+    assert rounds[3] == ["p9", "p0", "p1"]
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "expected"),
+    [
+        (3, 3, "round-3: 3 prompts, 4 responses each"),
+        (4, 3, "round-4: 3 prompts (2 of them again, the file has 10), 4 responses each"),
+        (5, 3, "round-5: 3 prompts (3 of them again, the file has 10), 4 responses each"),
+        (1, 0, "round-1: 10 prompts, 4 responses each"),
+        (2, 0, "round-2: 10 prompts (10 of them again, the file has 10), 4 responses each"),
+        (1, 99, "round-1: 10 prompts, 4 responses each"),
+    ],
+)
+def test_prompts_that_are_used_again_are_said(number: int, size: int, expected: str) -> None:
+    config = AlignConfig(model="m", prompts="p", prompts_per_round=size)
+    assert loop._opening(config, number, 10) == expected
 
 
 def test_a_benchmark_file_and_stretches(here: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from selfjudge.answer_keys import ANSWER_KEYS
 from selfjudge.errors import ConfigError, DataError
 from selfjudge.records import Example, Message, Response, Score
-from selfjudge.selection import SELECTIONS, Dropped, Selected, SelectionRule, select
+from selfjudge.selection import SELECTIONS, Dropped, Selected, SelectionRule, answer_counts, select
 
 
 def scored(*rows: tuple[str, float], gold: tuple[int, ...] | None = None) -> Example:
@@ -111,6 +112,28 @@ def test_agreement_among_distinct_answers_is_the_plain_score():
     assert kept(FOUR, SelectionRule(method="all-pairs", agreement=2.0)) == plain
 
 
+def test_agreement_counts_by_key():
+    """Final numbers: 4 three times, 5 and 7 once. With a = 2: 1 + 2 log 3 = 3.197 for a 4 beats 3 for 5; 7 has 0.
+
+    Letter by letter nothing repeats, so the exact key ranks by the score alone.
+    """
+    example = scored(("It is 4.", 1.0), ("5", 3.0), ("2 + 2 = 4", 0.5), ("4.0", -1.0), ("7", 0.0))
+    assert answer_counts(example, "final-number") == [3, 1, 3, 3, 1]
+    by_number = SelectionRule(method="all-pairs", agreement=2.0, agreement_key="final-number")
+    result = kept(example, by_number)
+    assert texts(result) == ["It is 4.", "5", "2 + 2 = 4", "4.0", "7"]
+    assert result.strengths[0] - result.strengths[1] == pytest.approx(1 + 2 * math.log(3) - 3)
+    assert result.strengths[3] - result.strengths[4] == pytest.approx(-1 + 2 * math.log(3))
+    assert texts(kept(example, replace(by_number, agreement_key="exact")))[0] == "5"
+
+
+@pytest.mark.parametrize("key", ANSWER_KEYS)
+def test_where_no_answer_repeats_every_key_ranks_by_the_score_alone(key: str):
+    for method in SELECTIONS:
+        rule = SelectionRule(method=method, temperature=1.7, min_margin=0.5)
+        assert select(FOUR, replace(rule, agreement=2.0, agreement_key=key)) == select(FOUR, rule)
+
+
 def test_margin_filter_is_in_nats_after_the_temperature():
     """8 nats of log-odds at T = 2 are a margin of 4: 4 passes, 4.1 does not."""
     assert isinstance(select(FOUR, SelectionRule(temperature=2.0, min_margin=4.0)), Selected)
@@ -144,10 +167,11 @@ def test_unscored_example_is_an_error():
 
 def test_every_problem_of_a_rule_is_reported_at_once():
     with pytest.raises(ConfigError) as caught:
-        SelectionRule(method="best", temperature=0.0, min_margin=-1.0, agreement=math.nan)
+        SelectionRule(method="best", temperature=0.0, min_margin=-1.0, agreement=math.nan, agreement_key="words")
     message = str(caught.value)
     assert "method must be one of best-worst, all-pairs, found 'best'" in message
     assert all(name in message for name in ("temperature", "min_margin", "agreement"))
+    assert "agreement_key must be one of exact, final-number, last-line, normalised, found 'words'" in message
 
 
 def test_registry():

@@ -94,6 +94,25 @@ def test_the_summary_of_a_selection(prompts: Path, tmp_path: Path) -> None:
         assert sum(row["strengths"]) == pytest.approx(0)
 
 
+def test_agreement_by_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores 1, 2 and 2.5: by number two answers agree, and 2 + 2 log 2 = 3.39 is best. By letters nothing repeats."""
+    scores = [{"value": value} for value in (1.0, 2.0, 2.5)]
+    rows = [
+        {"id": f"{n}", "prompt": f"{n}?", "responses": [f"so {n}.", f"or {n}", "0"], "scores": scores} for n in "35"
+    ]
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best: dict[str, list[str]] = {}
+    for key in ("exact", "final-number"):
+        out = tmp_path / f"{key}.jsonl"
+        done("select", "--input", mine, "--out", out, "--agreement", 2, "--agreement-key", key)
+        best[key] = [row["responses"][0]["text"] for row in read_rows(out)]
+        said = "--agreement changed nothing: with --agreement-key exact no prompt has the same answer twice"
+        assert (said in capsys.readouterr().err) is (key == "exact")
+        assert summary(out)["repeated_share"] == (0 if key == "exact" else 1)
+    assert best == {"exact": ["0", "0"], "final-number": ["or 3", "or 5"]}
+
+
 def test_the_oracle_and_accuracy_by_hand(tmp_path: Path) -> None:
     """Two prompts with a right and a wrong answer, one with a tie of two wrong ones."""
     rows = [

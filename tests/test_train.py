@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from models import make_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +25,7 @@ from selfjudge.api import train
 from selfjudge.backends import BackendOptions, SampleRequest, Sampling
 from selfjudge.backends.hf import HFBackend
 from selfjudge.checkpoints import MarkComplete
-from selfjudge.errors import DataError, ModelError, StepError
+from selfjudge.errors import ConfigError, DataError, ModelError, StepError
 from selfjudge.models import ModelSource, load_model
 from selfjudge.records import Example, Message, Response
 from selfjudge.rendering import Renderer
@@ -386,6 +389,59 @@ def test_an_adapter_goes_on(model_folder: ModelFolder, sampled: Callable[..., st
     assert difference(tmp_path / "one", tmp_path / "start") > 1e-4
     model, _ = load_model(ModelSource(str(tmp_path / "start" / "model"), "cpu"))
     assert len([name for name, _ in model.named_parameters() if "lora_A" in name]) == 14  # 7 layers, twice: one adapter
+
+
+def test_the_first_model_as_reference(model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path):
+    """The first model is the one that an adapter was trained on; with the model itself it is `start`."""
+    base = model_folder("llama")
+    train(base, sampled("llama"), str(tmp_path / "one"), **LORA | {"epochs": 3})
+    adapter = str(tmp_path / "one" / "model")
+    first = {"reference": "first", "reference_model": base}
+    for out, model, options in (
+        ("base", adapter, LORA | {"reference": "base"}),
+        ("first", adapter, LORA | first),
+        ("start", base, FULL | {"reference": "start"}),
+        ("itself", base, FULL | first),
+    ):
+        summary = train(model, sampled("llama"), str(tmp_path / out), **options)
+        assert summary["reference"] == options["reference"]
+    assert losses(tmp_path / "first")[0] < LOG2 - 0.01
+    assert losses(tmp_path / "first") == pytest.approx(losses(tmp_path / "base"), abs=1e-6)
+    assert losses(tmp_path / "itself") == losses(tmp_path / "start")
+    assert difference(tmp_path / "itself", tmp_path / "start") == 0
+
+
+def test_the_first_model_is_gone_before_the_other_is_loaded(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loaded: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        found = load_model(*arguments, **options)
+        assert not any(earlier() for earlier in loaded)
+        loaded.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr("selfjudge.reference.load_model", load)
+    monkeypatch.setattr("selfjudge.steps.train.load_model", load)
+    options = FULL | {"reference": "first", "reference_model": model_folder("llama", seed=1)}
+    train(model_folder("llama"), sampled("llama"), str(tmp_path), **options)
+    assert len(loaded) == 2
+
+
+def test_a_first_model_of_another_family_is_refused(
+    model_folder: ModelFolder, sampled: Callable[..., str], tmp_path: Path
+):
+    other = make_model(tmp_path / "other", positions=8)
+    options = FULL | {"reference": "first", "reference_model": str(other)}
+    with pytest.raises(ConfigError, match=r"reference-model .*other: its tokenizer is not that of --model"):
+        train(model_folder("llama"), sampled("llama"), str(tmp_path / "out"), **options)
+    shutil.copytree(model_folder("llama"), tmp_path / "short")
+    config = tmp_path / "short" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8}))
+    options["reference_model"] = str(tmp_path / "short")
+    with pytest.raises(ConfigError, match=r"takes in 8 tokens, the longest prompt .* has \d+; lower --max-length to 8"):
+        train(model_folder("llama"), sampled("llama"), str(tmp_path / "out2"), **options)
 
 
 # What is saved

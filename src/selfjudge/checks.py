@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from selfjudge.alarms import ALARMS, alarm_names
 from selfjudge.backends.openai_address import api_key, base_url
 from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
@@ -33,6 +34,7 @@ from selfjudge.config import (
     SampleConfig,
     SearchQuestionsConfig,
     SelectConfig,
+    SelectOptions,
     ThinkingOptions,
     TrainConfig,
     TrainOptions,
@@ -177,6 +179,28 @@ def _training(config: Any) -> Iterator[str]:
     if config.quantize != "none":
         yield from _quantized(config)
     yield from _adapter(config)
+    if config.anchor == 0 and "anchor_weight" in config.model_fields_set:
+        yield "--anchor-weight has no effect with --anchor 0; leave it out or use --anchor 32"
+    if isinstance(config, TrainConfig):
+        yield from _reference_model(config)
+        if (config.anchor == 0) != (config.anchor_input is None):
+            yield "--anchor N and --anchor-input FILE go together: how many verdicts per step, and the judged rows"
+
+
+def _own_verdicts(config: AlignConfig) -> Iterator[str]:
+    """Where another judge scores, the stored scores are not what the model in training would say."""
+    if config.anchor:
+        for name, value in (("judge", "yes-no"), ("judge_model", None), ("in_place", False), ("layout", "chat")):
+            if getattr(config, name) != value:
+                found = flag(name) if value is False else f"{flag(name)} {getattr(config, name)}"
+                yield f"--anchor holds on to the model's own verdicts on the separate question: leave out {found}"
+
+
+def _reference_model(config: TrainConfig) -> Iterator[str]:
+    if config.reference_model is not None:
+        yield from _message_of(lambda: resolve_model(config.reference_model or ""))
+    elif config.reference == "first":
+        yield "--reference first needs --reference-model, the model before any training; or use --reference start"
 
 
 def _early_stop(config: TrainOptions) -> Iterator[str]:
@@ -217,6 +241,28 @@ def _adapter(config: Any) -> Iterator[str]:
             yield f"{flag(name)} {getattr(config, name)}: the adapter in {config.model} has {found[key]}; give that"
 
 
+def _alarms(config: AlignConfig) -> Iterator[str]:
+    for name in ("warn_on", "stop_on"):
+        for word in alarm_names(getattr(config, name)):
+            if word not in ALARMS:
+                close = get_close_matches(word, ALARMS, 1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                yield f"{flag(name)} {word!r}: should be {', '.join(ALARMS)}, with commas between, all or none{hint}"
+    named = [word.strip() for word in config.stop_on.split(",")]
+    if "mass" in named and config.label_mass == 0:
+        yield "--stop-on mass has nothing to look at with --label-mass 0; leave one of them out"
+    if "margin" in named and config.judge in CONTROLS:
+        yield f"--stop-on margin says nothing of --judge {config.judge}, which no training changes; leave it out"
+
+
+CONTROLS = ("oracle", "random")
+
+
+def _agreement_key(config: Any) -> Iterator[str]:
+    if config.agreement == 0 and "agreement_key" in config.model_fields_set:
+        yield "--agreement-key has no effect with --agreement 0; leave it out or raise --agreement (2 is a good start)"
+
+
 def _held_out(config: AlignConfig) -> Iterator[str]:
     if config.benchmark is not None and "holdout" in config.model_fields_set:
         yield "--holdout has no effect with --benchmark; leave one of them out"
@@ -225,7 +271,7 @@ def _held_out(config: AlignConfig) -> Iterator[str]:
 
 
 def _input_files(config: Any) -> Iterator[str]:
-    for name in ("prompts", "input", "benchmark"):
+    for name in ("prompts", "input", "anchor_input", "benchmark"):
         value = getattr(config, name, None)
         if value is not None and value != "-" and value not in WORLD:
             path = Path(value)
@@ -350,6 +396,7 @@ DEPENDENT: list[tuple[type[Options], str, str, tuple[Any, ...]]] = [
     (TrainOptions, "beta", "loss", ("dpo", "soft-bce", "irepo")),
     (TrainOptions, "z_max", "loss", ("irepo",)),
     (TrainOptions, "tau", "loss", ("azar",)),
+    (TrainConfig, "reference_model", "reference", ("first",)),
     *[(kind, name, "judge", ("yes-no",)) for kind in JUDGING for name in ("wording", "ablation", "layout", "in_place")],
     *[(kind, "questions", "judge", ("yes-no", "committee")) for kind in JUDGING],
     (JudgeOptions, "label_mass", "judge", ("yes-no", "committee")),
@@ -383,7 +430,10 @@ CHECKS: list[tuple[tuple[type[Options], ...], Any]] = [
     ((DrawOptions,), _sampling),
     ((AlignConfig,), _pairs_need_two),
     ((AlignConfig,), _no_pipe),
+    ((AlignConfig,), _own_verdicts),
     ((AlignConfig,), _held_out),
+    ((SelectOptions,), _agreement_key),
+    ((AlignConfig,), _alarms),
     ((TrainOptions,), _training),
     ((*STEPS, SearchQuestionsConfig, ExportConfig), _input_files),
     (STEPS, _output),

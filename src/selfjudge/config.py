@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from selfjudge.alarms import ALARMS, ALL, NONE
 from selfjudge.errors import ConfigError
 
 
@@ -198,6 +199,11 @@ class SelectOptions(Options):
     select: Literal["best-worst", "all-pairs"] = option("best-worst", "responses kept per prompt")
     score_temperature: float = option(1.0, "log-odds are divided by this to become strengths", gt=0)
     agreement: float = option(0.0, "adds this times log(count of the same answer among the responses)", ge=0)
+    agreement_key: Literal["exact", "final-number", "last-line", "normalised"] = option(
+        "exact",
+        "what --agreement counts as the same answer: the exact text, the last number in it, its last line, or the text "
+        "without case, white space and punctuation at the ends",
+    )
     min_margin: float = option(0.0, "least difference in strength between best and worst, nats", ge=0)
     keep_unfinished: bool = option(False, "keep responses that hit the token limit")
 
@@ -209,11 +215,16 @@ class TrainOptions(ThinkingOptions, RowOptions):
     beta: float = option(0.1, "strength of the pull to the reference in dpo, soft-bce and irepo", gt=0)
     z_max: float = option(4.0, "irepo: targets are clipped to this many nats", gt=0)
     tau: float = option(0.1, "azar: regularisation, its target is 1 / (2 tau)", gt=0)
-    reference: Literal["sample", "start", "base"] = option(
+    reference: Literal["sample", "start", "base", "first"] = option(
         "sample",
         "log-probs of the reference: the sampler's own (checked, recomputed when they drift), those of the model "
-        "before training, or of the model under the adapter",
+        "before training, of the model under the adapter, or of the first model: in align the one before round 1, in "
+        "train --reference-model",
     )
+    anchor: int = option(
+        0, "own verdicts per step that training holds on to, so that the model stays the judge it was; 0: none", ge=0
+    )
+    anchor_weight: float = option(1.0, "weight of the verdicts' mean cross-entropy in the loss", gt=0)
     learning_rate: float = option(5e-5, "peak learning rate", gt=0)
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "course of the learning rate after warm-up")
     warmup: float = option(0.1, "share of the steps in which the learning rate rises", ge=0, lt=1)
@@ -292,6 +303,8 @@ class TrainConfig(ModelOptions, TrainOptions):
 
     input: str = option("-", "selected rows, or your own pairs (prompt, chosen, rejected): a file, - for stdin")
     out: str = option(..., "folder for the trained model and its log", changes_result=False)
+    anchor_input: str | None = option(None, "with --anchor: the rows that the model itself judged, before selecting")
+    reference_model: str | None = option(None, "with --reference first: the model whose log-probs are the reference")
     seed: int = option(0, "seed of the order of the data and of the adapter", ge=0)
 
 
@@ -318,6 +331,10 @@ class AlignConfig(ModelOptions, SampleOptions, JudgeOptions, SelectOptions, Trai
     rounds: int = option(3, "rounds", changes_result=False, ge=1)
     prompts_per_round: int = option(0, "prompts of each round, one stretch of the file after the other; 0: all", ge=0)
     holdout: float = option(0.05, "share of the prompts kept out of all rounds, to evaluate on", ge=0, lt=1)
+    warn_on: str = option(
+        ALL, f"signs, compared with round 1, that a round is warned of: {', '.join(ALARMS)}, all or none"
+    )
+    stop_on: str = option(NONE, "signs after which the run ends with the round: a list with commas, all or none")
 
 
 class BenchConfig(ModelOptions, JudgeOptions):

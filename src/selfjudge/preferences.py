@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -50,18 +51,17 @@ class Preference:
         return len(self.prompt_ids) + max(len(ids) for ids in self.response_ids)
 
 
-class PreferenceFile(Dataset[Preference]):
-    """Preferences by their index; made by `on_disk`."""
+class RecordFile:
+    """Records by their index, as JSON; made by `on_disk`."""
 
     def __init__(self, descriptor: int, folder: Path) -> None:
         self._descriptor = descriptor
         self._folder = folder
         self._ends = array("Q", [0])
 
-    def append(self, preference: Preference) -> None:
+    def write(self, values: Sequence[Any]) -> None:
         """Raises StepError when the disk refuses."""
-        values = (preference.id, preference.prompt_ids, preference.response_ids)
-        record = json.dumps((*values, preference.strengths, preference.ref_logps)).encode()  # NaN stays NaN
+        record = json.dumps(values).encode()  # NaN stays NaN
         try:
             write_all(self._descriptor, record)
         except OSError as error:
@@ -69,20 +69,35 @@ class PreferenceFile(Dataset[Preference]):
             raise StepError(f"{self._folder}: {problem}") from error
         self._ends.append(self._ends[-1] + len(record))
 
+    def read(self, index: int) -> list[Any]:
+        start, end = self._ends[index], self._ends[index + 1]
+        return json.loads(os.pread(self._descriptor, end - start, start))
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+
+class PreferenceFile(RecordFile, Dataset[Preference]):
+    """Preferences by their index."""
+
+    def append(self, preference: Preference) -> None:
+        """Raises StepError when the disk refuses."""
+        tokens = (preference.id, preference.prompt_ids, preference.response_ids)
+        self.write((*tokens, preference.strengths, preference.ref_logps))
+
     def __getitem__(self, index: int) -> Preference:
-        start, end = self._ends[index], self._ends[index + 1]
-        key, prompt, responses, *numbers = json.loads(os.pread(self._descriptor, end - start, start))
+        key, prompt, responses, *numbers = self.read(index)
         return Preference(key, tuple(prompt), tuple(map(tuple, responses)), *map(tuple, numbers))
 
     def __iter__(self) -> Iterator[Preference]:
         return (self[index] for index in range(len(self)))
 
 
+Kind = TypeVar("Kind", bound=RecordFile)
+
+
 @contextmanager
-def on_disk(folder: Path) -> Generator[PreferenceFile]:
-    """An empty file of preferences, on the disk of `folder`; gone afterwards."""
+def on_disk(folder: Path, kind: type[Kind] = PreferenceFile) -> Generator[Kind]:
+    """An empty file, on the disk of `folder`; gone afterwards."""
     with TemporaryFile(dir=folder) as file:
-        yield PreferenceFile(file.fileno(), folder)
+        yield kind(file.fileno(), folder)

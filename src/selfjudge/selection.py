@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from selfjudge.answer_keys import ANSWER_KEYS
 from selfjudge.errors import ConfigError, DataError
 from selfjudge.records import Example
 
@@ -50,7 +51,9 @@ class SelectionRule:
     min_margin: float = 0.0
     """Least difference of log-strength between best and worst, in nats; a prompt below it is dropped."""
     agreement: float = 0.0
-    """Weight a in the ranking by s + a log(count of this text among the K samples); 0 ranks by s alone."""
+    """Weight a in the ranking by s + a log(count of this answer among the K samples); 0 ranks by s alone."""
+    agreement_key: str = "exact"
+    """A name in ANSWER_KEYS: answers are counted as the same when their keys are equal."""
     keep_unfinished: bool = False
     """Keep responses that were cut off at the token limit."""
 
@@ -62,6 +65,7 @@ class SelectionRule:
                 ("temperature", "finite and above 0", 0 < self.temperature < math.inf),
                 ("min_margin", "finite and at least 0", 0 <= self.min_margin < math.inf),
                 ("agreement", "finite and at least 0", 0 <= self.agreement < math.inf),
+                ("agreement_key", f"one of {', '.join(ANSWER_KEYS)}", self.agreement_key in ANSWER_KEYS),
             )
             if not valid
         ]
@@ -118,11 +122,17 @@ def _usable(example: Example, rule: SelectionRule) -> list[int] | Dropped:
 
 def _log_strengths(example: Example, rule: SelectionRule) -> list[float]:
     """Per response (K,) in nats: (s + a log count) / T. All K samples count, also those that a filter leaves out."""
-    counts = Counter(response.text for response in example.responses)
     return [
-        (score.value + rule.agreement * math.log(counts[response.text])) / rule.temperature
-        for response, score in zip(example.responses, example.scores, strict=True)
+        (score.value + rule.agreement * math.log(count)) / rule.temperature
+        for score, count in zip(example.scores, answer_counts(example, rule.agreement_key), strict=True)
     ]
+
+
+def answer_counts(example: Example, agreement_key: str) -> list[int]:
+    """Per response (K,): how many of the K have its key, itself included."""
+    keys = [ANSWER_KEYS[agreement_key](response.text) for response in example.responses]
+    counts = Counter(keys)
+    return [counts[key] for key in keys]
 
 
 def _keep(example: Example, order: Order, strengths: Sequence[float]) -> Example:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from selfjudge.anchor import Anchor
 from selfjudge.forward import RowForward, causal_lm
 from selfjudge.head import output_head, response_logps
 from selfjudge.losses import LOSSES, all_pairs
@@ -91,9 +92,17 @@ class Policy:
         flat = torch.stack([found[index] for index in range(len(found))])
         return list(flat.split([len(preference.response_ids) for preference in preferences]))
 
-    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+    def hidden(self, row: Row) -> Tensor:
+        """(tokens of the row, width), with gradient where enabled."""
+        with self._autocast():
+            return self.forward(row)
+
+    def _autocast(self) -> torch.autocast:
         device = causal_lm(self.model).device.type
-        with torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None):
+        return torch.autocast(device, self.objective.autocast, enabled=self.objective.autocast is not None)
+
+    def _row_logps(self, row: Row) -> dict[int, Tensor]:
+        with self._autocast():
             values = response_logps(self.head, self.forward(row), row)
         return dict(zip((branch.index for branch in row.branches), values.unbind(), strict=True))
 
@@ -137,11 +146,16 @@ class PreferenceTrainer(Trainer):
         validation: Subset[Preference],
         arguments: TrainingArguments,
         on_log: Callable[[int, Log], None],
+        anchor: Anchor | None = None,
     ) -> None:
         self.policy = policy
+        self.anchor = anchor
+        self._anchored = (-1, 0)
+        """The optimiser step, and how many of its prompts have brought their verdicts."""
         self.validation = validation
         self.on_log = on_log
         self._figures: list[Figures] = []
+        self._anchor_losses: list[Tensor] = []
         super().__init__(
             model=policy.model,
             args=arguments,
@@ -179,7 +193,9 @@ class PreferenceTrainer(Trainer):
             return 0 * next(p for p in self.policy.model.parameters() if p.requires_grad).sum()
         losses, figures = self.policy.losses(mine)
         self._figures.append(figures)
-        return losses.sum() / (num_items_in_batch or len(preferences))
+        total = num_items_in_batch or len(preferences)
+        loss = losses.sum() / total
+        return loss if self.anchor is None else loss + self._anchor_loss(self.anchor, len(losses), total)
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         """Beside the backward pass: gradients that are complete are summed over the processes."""
@@ -187,6 +203,15 @@ class PreferenceTrainer(Trainer):
         if self.accelerator.sync_gradients:
             self.policy.processes.add_gradients(self.policy.model.parameters())
         return loss
+
+    def _anchor_loss(self, anchor: Anchor, prompts: int, total: int) -> Tensor:
+        """The share of the step's verdicts that goes with these prompts, as a share of their weighted mean."""
+        step, done = self._anchored
+        done = done if step == self.state.global_step else 0
+        self._anchored = (self.state.global_step, done + prompts)
+        losses = anchor.losses(self.state.global_step, done, done + prompts, total)
+        self._anchor_losses.append(losses.detach())
+        return anchor.weight * losses.sum() / anchor.size
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> Log:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -213,6 +238,9 @@ class PreferenceTrainer(Trainer):
             # every process has its share of a sum, of which transformers took the mean
             logs = logs | {"loss": logs["loss"] * self.policy.processes.count} | self._means(self._figures)
             self._figures = []
+            if self._anchor_losses:
+                logs = logs | {"anchor": torch.cat(self._anchor_losses).mean().item()}
+                self._anchor_losses = []
         super().log(logs, start_time)
         self.on_log(self.state.global_step, {name: float(value) for name, value in logs.items()})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -52,6 +52,8 @@ class Round:
 
     number: int
     steps: dict[str, StepFile]
+    alarms: dict[str, str] = field(default_factory=dict[str, str])
+    """What the run warned of after the round: the alarm's name and its words."""
 
     @property
     def label(self) -> str:
@@ -67,6 +69,8 @@ class Arm:
     config: dict[str, Any]
     versions: dict[str, str]
     rounds: tuple[Round, ...]
+    stopped: str | None = None
+    """Why the run ended before its last round, where an alarm did that."""
 
     @property
     def is_control(self) -> bool:
@@ -128,20 +132,29 @@ def _read_arm(folder: Path, name: str | None) -> Arm:
     run = _read_run_file(folder / "run.json")
     config = run["config"]
     begun = [_number(path) for path in folder.glob("round-*") if path.is_dir()]
-    total = max([int(config.get("rounds", 0)), *begun])
+    stopped = run.get("stopped") or {}
+    ended = max(begun, default=0) <= stopped.get("round", -1)  # else the run went on
+    total = max([0 if ended else int(config.get("rounds", 0)), *begun])
     start = Round(0, {"evaluation": read_step(folder / "start" / "evaluation.jsonl")})
     rounds = (start, *(_read_round(folder, number) for number in range(1, total + 1)))
-    return Arm(name or str(config.get("judge", folder.name)), folder, config, run.get("versions", {}), rounds)
+    label = name or str(config.get("judge", folder.name))
+    return Arm(label, folder, config, run.get("versions", {}), rounds, stopped["words"] if ended else None)
 
 
 def _read_run_file(path: Path) -> dict[str, Any]:
+    run = _read_object(path)
+    if not isinstance(run.get("config"), dict):
+        raise DataError(f"{path}: not written by selfjudge align (no options under `config`); give a run's folder")
+    return run
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Of anything but an object there is nothing to read: an empty one."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); the command that made the run writes it again") from None
-    if not isinstance(run, dict) or not isinstance(cast(dict[str, Any], run).get("config"), dict):
-        raise DataError(f"{path}: not written by selfjudge align (no options under `config`); give a run's folder")
-    return cast(dict[str, Any], run)
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def _number(path: Path) -> int:
@@ -150,7 +163,10 @@ def _number(path: Path) -> int:
 
 
 def _read_round(folder: Path, number: int) -> Round:
-    return Round(number, {step: read_step(folder / f"round-{number}" / f"{step}.jsonl") for step in STEPS})
+    place = folder / f"round-{number}"
+    recorded = place / "alarms.json"
+    alarms = _read_object(recorded).get("alarms", {}) if recorded.exists() else {}
+    return Round(number, {step: read_step(place / f"{step}.jsonl") for step in STEPS}, alarms)
 
 
 def read_step(path: Path) -> StepFile:

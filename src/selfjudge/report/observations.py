@@ -1,8 +1,8 @@
 """The rows of a round's finished steps -> the values that its charts and figures are made of.
 
 >>> seen = observe(arm.rounds[1])
->>> len(seen.margins), margin_alarm(arm, {1: seen, 2: later})
-(120, None)
+>>> len(seen.margins), margin_change(arm, {1: seen, 2: later}).is_alarm
+(120, False)
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from selfjudge.alarms import RoundFigures, margin
 from selfjudge.ids import IdTable
 from selfjudge.measures import BOOTSTRAP_SEED, interval_of
 from selfjudge.report.loading import Arm, Round, Run, StepFile
 from selfjudge.stats import Interval, difference_interval
 from selfjudge.store import Row
 
-MARGIN_ALARM = 0.1
-"""Share of the first round's mean margin by which a later one may fall before it is an alarm."""
 INTERVAL_FROM = 2
 """Values needed for an interval."""
 
@@ -64,6 +63,10 @@ class Change(NamedTuple):
     def fall(self) -> float:
         """As a share of the first; negative where it rose."""
         return (self.first - self.last) / self.first
+
+    @property
+    def is_alarm(self) -> bool:
+        return margin(RoundFigures(margin=self.first), RoundFigures(margin=self.last)) is not None
 
 
 def observe_run(run: Run) -> Observations:

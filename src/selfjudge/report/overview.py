@@ -25,11 +25,16 @@ def section(run: Run) -> Section:
     blocks: list[Block] = []
     if named:
         blocks.append(Text("Unfinished: " + "; ".join(named) + ". The same command goes on from there.", "alarm"))
+    blocks += [Text(f"Stopped{_of(run, arm)}: {arm.stopped}.") for arm in run.arms if arm.stopped]
     blocks += [Facts(_facts(run)), Command(command(run.first))]
     if run.several:
         others = ", ".join(arm.name for arm in run.arms[1:])
         blocks.append(Text(f"The command of the arm {run.first.name}; {others}: {_differences(run)}."))
     return Section("ran", "What ran", blocks)
+
+
+def _of(run: Run, arm: Arm) -> str:
+    return f" ({arm.name})" if run.several else ""
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -83,7 +88,7 @@ def _samples(config: dict[str, Any]) -> str:
 
 
 def _pairs(config: dict[str, Any]) -> str:
-    names = ("score_temperature", "agreement", "min_margin", "keep_unfinished")
+    names = ("score_temperature", "agreement", "agreement_key", "min_margin", "keep_unfinished")
     rest = [f"{name.replace('_', ' ')} {config[name]}" for name in names if _set(config, name)]
     return ", ".join([str(config.get("select")), *rest])
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 
+from selfjudge.alarms import MARGIN_FALL
 from selfjudge.report.blocks import (
     Block,
     Cell,
@@ -23,7 +24,6 @@ from selfjudge.report.charts import Axes, Bin, bins_of, histogram, nice_ticks, s
 from selfjudge.report.curves import arms_legend, panel, series_of
 from selfjudge.report.loading import Arm, Run
 from selfjudge.report.observations import (
-    MARGIN_ALARM,
     Observations,
     margin_change,
     mean,
@@ -34,7 +34,7 @@ SHOWN_ROUNDS = 6
 WHAT = (
     "Log-odds of all samples, and the margin s(best) \u2212 s(worst) of every pair picked from them. A judge that "
     "teaches itself is over-optimised after some rounds: the best responses become more and more often its rare "
-    f"errors. The sign that needs no label is a mean margin more than {MARGIN_ALARM * 100:.0f} % below that of round 1."
+    f"errors. The sign that needs no label is a mean margin more than {MARGIN_FALL * 100:.0f} % below that of round 1."
 )
 NO_TRUTH = "Whether the best responses are truly right is not known: no prompt has a reference answer."
 
@@ -50,7 +50,18 @@ def section(run: Run, seen: Observations) -> Section:
 
 
 def _alarms(run: Run, seen: Observations) -> list[Block]:
-    return [text for arm in run.arms for text in _alarm(arm, seen, run.several)]
+    return [text for arm in run.arms for text in (*_alarm(arm, seen, run.several), *_others(arm, run.several))]
+
+
+def _others(arm: Arm, named: bool) -> list[Text]:
+    """The alarms that the run itself recorded, but for the margin's, which is made from the rows."""
+    label = f" ({arm.name})" if named else ""
+    return [
+        Text(f"Alarm{label} in {item.label}: {words}.", "alarm")
+        for item in arm.rounds
+        for name, words in item.alarms.items()
+        if name != "margin"
+    ]
 
 
 def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
@@ -61,11 +72,11 @@ def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
         return []
     label = f" ({arm.name})" if named else ""
     course = f"{number(change.first)} \u2192 {number(change.last)} nats in round {change.round}"
-    if change.fall <= MARGIN_ALARM:
+    if not change.is_alarm:
         return [Text(f"No alarm{label}: the mean margin went {course}.")]
     return [
         Text(
-            f"Alarm{label}: the mean margin fell by more than {MARGIN_ALARM * 100:.0f} % from round 1, {course} "
+            f"Alarm{label}: the mean margin fell by more than {MARGIN_FALL * 100:.0f} % from round 1, {course} "
             f"(\u2212{percent(change.fall)} %). A sign of over-optimisation: read the best responses in the table "
             "below, and try fewer rounds, --agreement or --loss irepo.",
             "alarm",

@@ -119,7 +119,7 @@ _MODEL_FIELDS = (
 
 def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
     """What the step's rows are made with."""
-    paths = {"input", "prompts", "benchmark"}  # compared by their content instead
+    paths = {"input", "anchor_input", "prompts", "benchmark"}  # compared by their content instead
     deciding = {name: value for name, value in config.deciding().items() if name not in paths}
     if deciding.get("backend") == "openai":
         deciding["base_url"] = base_url(getattr(config, "base_url", None))
@@ -127,6 +127,8 @@ def step_meta(step: str, config: Options, **inputs: Entry) -> StepMeta:
         deciding["model"] = model_identity(deciding["model"])
     if deciding.get("questions"):
         deciding["questions"] = questions_identity(deciding["questions"])
+    if deciding.get("reference_model"):
+        deciding["reference_model"] = model_identity(deciding["reference_model"])
     return StepMeta(step, deciding, inputs, versions())
 
 

@@ -6,8 +6,9 @@ import math
 import shutil
 from array import array
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 from transformers.pytorch_utils import Conv1D
 
+from selfjudge.anchor import Anchor, VerdictFile
+from selfjudge.backends.prompts import Prompts
 from selfjudge.checkpoints import MarkComplete, StopEarly, newest_checkpoint
 from selfjudge.config import TrainConfig
 from selfjudge.console import Console
@@ -25,19 +28,19 @@ from selfjudge.forward import causal_lm
 from selfjudge.inputs import Source, read_scorable
 from selfjudge.losses import loss_options
 from selfjudge.memory import free_bytes, tokens_per_row
-from selfjudge.models import ModelSource, context_length, load_model, load_tokenizer
+from selfjudge.models import ModelSource, load_model, load_tokenizer, quiet_libraries, read_outline
 from selfjudge.preferences import Preference, PreferenceFile, on_disk
 from selfjudge.processes import Processes, join_processes, leave_processes, number_started
 from selfjudge.readers import hash_share
 from selfjudge.records import Example
+from selfjudge.reference import under_other_model, with_reference
 from selfjudge.rendering import Renderer
 from selfjudge.steps import Summary, step_meta
+from selfjudge.steps.anchoring import add_verdicts, judged_with
 from selfjudge.store import Row, StepOutput, new_folder, open_output, read_rows, replace_folder, without_nan
-from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout, without_adapter
+from selfjudge.trainer import Log, Objective, Policy, PreferenceTrainer, disable_dropout
 from selfjudge.training_memory import GIB, training_memory, tried_micro_batch
 
-CHECKED = 32  # prompts on which the sampler's log-probabilities are compared with the trainer's
-DRIFT = 0.01  # nats per response; above it all reference log-probabilities are computed again
 UNUSABLE = ("train_loss", "total_flos")  # transformers' mean loss is wrong after a restart, its flops are not counted
 TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 4096}  # at most, of one backward pass; more is no faster
 FREE_SHARE = 0.8  # of the free memory, for a backward pass that the memory limits; allocators waste some
@@ -53,6 +56,7 @@ LAST_FIGURES = (
     "target_correlation",
     "clipped_share",
     "grad_norm",
+    "anchor",
 )
 """What the summary has of the last step, beside its loss."""
 
@@ -61,15 +65,18 @@ def run(config: TrainConfig, console: Console) -> Summary:
     """Trains into `out/model`; the log is `out/training.jsonl`, checkpoints stand in `out/checkpoints` meanwhile."""
     if number_started() > 1 and config.input == "-":
         raise ConfigError("--input -: several processes cannot read from one pipe; give a file")
+    if number_started() > 1 and config.anchor:
+        raise ConfigError("--anchor trains in one process; start it without torchrun or accelerate launch")
     processes = join_processes(config.device)
     work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
-    with read_scorable(config.input, ("responses",)) as examples:
+    with read_scorable(config.input, ("responses",)) as examples, _own_verdicts(config) as judged:
         _check_trainable(examples, config)
         if processes.is_first:
-            with open_output(work.out / "training.jsonl", step_meta("train", config, input=examples.entry)) as log:
-                summary = _finished(config, examples, replace(work, log=log))
+            entries = {"input": examples.entry} | ({"anchor_input": judged.entry} if judged else {})
+            with open_output(work.out / "training.jsonl", step_meta("train", config, **entries)) as log:
+                summary = _finished(config, (examples, judged), replace(work, log=log))
         else:
-            summary = _finished(config, examples, work)
+            summary = _finished(config, (examples, judged), work)
     leave_processes(processes)
     return summary
 
@@ -84,15 +91,19 @@ class Work:
     processes: Processes
 
 
-def _finished(config: TrainConfig, examples: Source, work: Work) -> Summary:
+def _finished(config: TrainConfig, rows: tuple[Source, Source | None], work: Work) -> Summary:
     """The summary, of earlier or of now; empty but in the first process."""
     if work.processes.from_first(work.log is not None and work.log.finished):
         return {} if work.log is None else work.log.summary
-    summary = _train(config, examples, work)
+    summary = _train(config, rows, work)
     if work.log is not None:
         work.log.finish(summary)
         shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     return summary
+
+
+def _own_verdicts(config: TrainConfig) -> AbstractContextManager[Source | None]:
+    return nullcontext() if config.anchor_input is None else read_scorable(config.anchor_input, ("responses", "scores"))
 
 
 def _check_trainable(examples: Source, config: TrainConfig) -> None:
@@ -125,28 +136,42 @@ def _check_unequal(example: Example, strengths: Sequence[float], config: TrainCo
         raise DataError.at(config.input, None, f"{example.id} has no pair to train on: {found}")
 
 
-def _train(config: TrainConfig, examples: Source, work: Work) -> Summary:
-    out, console = work.out, work.console
-    set_seed(config.seed)
+def _train(config: TrainConfig, rows: tuple[Source, Source | None], work: Work) -> Summary:
+    """`rows`: the pairs, and the judged rows of the anchor."""
+    (examples, judged), out, console = rows, work.out, work.console
     dtype = _weight_dtype(config)
     source = ModelSource(config.model, config.device, dtype, config.trust_remote_code, config.threads, config.quantize)
-    model, tokenizer = load_model(source, trainable=True)
+    quiet_libraries()
+    tokenizer = load_tokenizer(source)
     renderer = Renderer(tokenizer, config.model, config.thinking)
-    room = min(config.max_length or 1 << 30, context_length(model))
-    with on_disk(out) as fitting, on_disk(out) as anew:
+    outline = read_outline(source, tokenizer)
+    room = min(config.max_length or 1 << 30, outline.context_length)
+    with on_disk(out) as fitting, on_disk(out) as anew, on_disk(out, VerdictFile) as verdicts:
         _render(examples, renderer, room, config, fitting)
         _say_left_out(len(examples), len(fitting), room, config, console)
-        model = _trainable(model, config)
-        longest = max(preference.longest for preference in fitting)
+        if judged is not None:
+            asking = Prompts(renderer, config.model, outline.num_embeddings, room)
+            add_verdicts(judged, judged_with(str(config.anchor_input), config.model), asking, verdicts)
+        if config.reference_model is not None:  # before the other one: they are never in memory together
+            other = replace(source, name=config.reference_model)
+            objective = partial(_objective, config, other)
+            under_other_model(other, fitting, anew, tokenizer.get_vocab(), objective, console)
+        set_seed(config.seed)
+        model = _trainable(load_model(source, trainable=True)[0], config)
+        longest = max(verdicts.longest, *(preference.longest for preference in fitting))
         policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say, work.processes)
         with policy.forward:
             if policy.forward.unpacked_because:
                 console.say(f"train: no packed rows, because {policy.forward.unpacked_because}")
-            preferences, origin = _with_reference(policy, fitting, anew, config, console)
-            train, validation = _split(preferences, config)
-            figures = _optimise(config, policy, train, validation, work)
+            preferences, origin = anew, config.reference
+            if config.reference_model is None:
+                preferences, origin = with_reference(policy, fitting, anew, config.reference, console)
+            parts = _split(preferences, config)
+            anchor = Anchor(policy, verdicts, config.anchor, config.anchor_weight, config.seed) if verdicts else None
+            figures = _optimise(config, policy, parts, anchor, work)
     if work.processes.is_first:
         _save(model, config, source, out)
+    train, validation = parts
     counts = {
         "prompts": len(train),
         "validation_prompts": len(validation),
@@ -221,7 +246,7 @@ def _split(preferences: PreferenceFile, config: TrainConfig) -> tuple[Subset[Pre
     return Subset(preferences, train), Subset(preferences, validation)
 
 
-# Model and reference
+# Model
 
 
 def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTrainedModel | PeftModel:
@@ -241,48 +266,20 @@ def _trainable(model: PreTrainedModel | PeftModel, config: TrainConfig) -> PreTr
     return get_peft_model(model, adapter)  # pyright: ignore[reportReturnType]
 
 
-def _with_reference(
-    policy: Policy, preferences: PreferenceFile, anew: PreferenceFile, config: TrainConfig, console: Console
-) -> tuple[PreferenceFile, str]:
-    """The preferences with reference log-probabilities and where these come from; computed ones are put into `anew`."""
-    if config.reference == "sample":
-        drift = _drift(policy, preferences)
-        if drift <= DRIFT:
-            return preferences, "sample"
-        found = "are missing" if math.isinf(drift) else f"differ by up to {drift:.2g} nats from the trainer's"
-        console.say(f"train: the samples' own log-probs {found}; computing the reference anew")
-    under = without_adapter(policy.model) if config.reference == "base" else nullcontext()
-    with under, console.progress("reference", len(preferences), unit="prompt") as bar:
-        for preference in policy.reference(preferences, at_once=32):
-            anew.append(preference)
-            bar.update()
-    return anew, "base" if config.reference == "base" else "start"
-
-
-def _drift(policy: Policy, preferences: PreferenceFile) -> float:
-    """Largest difference of stored and computed log-probabilities on evenly spread prompts; inf for missing ones."""
-    if any(math.isnan(logp) for preference in preferences for logp in preference.ref_logps):
-        return math.inf
-    spread = range(0, len(preferences), max(1, len(preferences) // CHECKED))
-    checked = [preferences[index] for index in spread]
-    computed = policy.reference(checked, at_once=CHECKED)
-    pairs = zip(checked, computed, strict=True)
-    return max(abs(a - b) for stored, own in pairs for a, b in zip(stored.ref_logps, own.ref_logps, strict=True))
-
-
 # Optimisation
 
 
 def _optimise(
     config: TrainConfig,
     policy: Policy,
-    train: Subset[Preference],
-    validation: Subset[Preference],
+    parts: tuple[Subset[Preference], Subset[Preference]],
+    anchor: Anchor | None,
     work: Work,
 ) -> dict[str, Any]:
-    out, log = work.out, work.log
+    (train, validation), out, log = parts, work.out, work.log
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
-    micro_batch = _micro_batch(config, policy, train, work.console)
+    anchored = 0 if anchor is None else math.ceil(anchor.size * anchor.verdicts.longest / config.batch_size)
+    micro_batch = _micro_batch(config, policy, train, anchored, work.console)
     arguments = _arguments(config, policy, out, steps, micro_batch, len(validation) > 0)
     with work.console.progress("train", steps, unit="step") as bar:
 
@@ -294,7 +291,7 @@ def _optimise(
                 log.append([{"id": key, "kind": kind, "step": step} | record])
             bar.update(step - bar.n)
 
-        trainer = PreferenceTrainer(policy, train, validation, arguments, on_log)
+        trainer = PreferenceTrainer(policy, train, validation, arguments, on_log, anchor)
         trainer.add_callback(MarkComplete(work.processes))
         if config.early_stop:
             trainer.add_callback(StopEarly(config.early_stop))
@@ -359,9 +356,14 @@ def _moments(config: TrainConfig, validates: bool) -> dict[str, Any]:
     }
 
 
-def _micro_batch(config: TrainConfig, policy: Policy, train: Subset[Preference], console: Console) -> int:
-    """Prompts of one backward pass of all processes, as many as the memory takes; says what the training will need."""
-    sizes = array("Q", (train[index].tree.num_tokens for index in range(len(train))))
+def _micro_batch(
+    config: TrainConfig, policy: Policy, train: Subset[Preference], anchored: int, console: Console
+) -> int:
+    """Prompts of one backward pass of all processes, as many as the memory takes; says what the training will need.
+
+    `anchored`: tokens of the anchor's verdicts that go with each prompt.
+    """
+    sizes = array("Q", (train[index].tree.num_tokens + anchored for index in range(len(train))))
     by_size = sorted(range(len(sizes)), key=sizes.__getitem__)
     memory = training_memory(policy, train[by_size[len(by_size) // 2]])
     processes, device = policy.processes, causal_lm(policy.model).device
