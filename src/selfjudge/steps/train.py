@@ -122,7 +122,7 @@ def _train(
             under_other_model(other, fitting, anew, tokenizer.get_vocab(), objective, console)
         set_seed(config.seed)
         model = _trainable(load_model(source, trainable=True)[0], config)
-        longest = max(verdicts.longest, *(preference.longest for preference in fitting))
+        longest = max(verdicts.longest, max(preference.longest for preference in fitting))
         policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say)
         with policy.forward:
             if policy.forward.unpacked_because:
