@@ -158,7 +158,7 @@ def _train(config: TrainConfig, rows: tuple[Source, Source | None], work: Work) 
             under_other_model(other, fitting, anew, tokenizer.get_vocab(), objective, console)
         set_seed(config.seed)
         model = _trainable(load_model(source, trainable=True)[0], config)
-        longest = max(verdicts.longest, *(preference.longest for preference in fitting))
+        longest = max(verdicts.longest, max(preference.longest for preference in fitting))
         policy = Policy(model, longest, _objective(config, source, causal_lm(model)), console.say, work.processes)
         with policy.forward:
             if policy.forward.unpacked_because:
