@@ -93,8 +93,7 @@ def launch(model: str, file: str, out: Path, env: dict[str, str]) -> subprocess.
         port = str(free.getsockname()[1])
     options = OPTIONS | {"save_steps": "3", "model": model, "input": file, "out": str(out)}
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     command = [sys.executable, *launcher, "-m", "selfjudge.cli", "train", *flags]
     own = env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     with spoken(out, "stdout").open("w") as said, spoken(out, "stderr").open("w") as remarks:
@@ -180,6 +179,7 @@ def test_two_processes_train_as_one(model: str, file: str, together: Path, tmp_p
 def test_only_the_first_process_speaks(together: Path):
     assert spoken(together, "stdout").read_text().count("last_loss") == 1
     assert spoken(together, "stderr").read_text().count("train: needs about") == 1
+    assert spoken(together, "stderr").read_text().count("train: 2 processes, each with a share of every batch") == 1
 
 
 def test_two_killed_processes_go_on_exactly(

@@ -63,6 +63,8 @@ def run(config: TrainConfig, console: Console) -> Summary:
         raise ConfigError("--input -: several processes cannot read from one pipe; give a file")
     processes = join_processes(config.device)
     work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
+    if processes.count > 1:
+        work.console.say(f"train: {processes.count} processes, each with a share of every batch")
     with read_scorable(config.input, ("responses",)) as examples:
         _check_trainable(examples, config)
         if processes.is_first:
