@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +19,7 @@ from selfjudge.processes import Processes
 from selfjudge.store import read_meta, read_rows
 
 ModelFolder = Callable[..., str]
+Together = tuple[Path, subprocess.CompletedProcess[str]]
 OPTIONS = {
     "device": "cpu",
     "loss": "irepo",
@@ -86,36 +84,18 @@ def selected(path: Path) -> str:
     return str(path)
 
 
-def launch(model: str, file: str, out: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    """The command in two processes, on a free port; what it says goes to files beside `out`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def command(model: str, file: str, out: Path) -> list[str]:
     options = OPTIONS | {"save_steps": "3", "model": model, "input": file, "out": str(out)}
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
-    command = [sys.executable, *launcher, "-m", "selfjudge.cli", "train", *flags]
+    return ["train", *(word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value))]
+
+
+def launched(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     own = env | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    with spoken(out, "stdout").open("w") as said, spoken(out, "stderr").open("w") as remarks:
-        return subprocess.Popen(command, env=own, stdout=said, stderr=remarks, text=True)
-
-
-def spoken(out: Path, stream: str) -> Path:
-    return out.with_suffix(f".{stream}")
-
-
-def kill_all(launcher: subprocess.Popen[str]) -> None:
-    """SIGKILL to the launcher and to the processes it started."""
-    parent = psutil.Process(launcher.pid)
-    for process in [parent, *parent.children(recursive=True)]:
-        process.kill()
-    launcher.wait()
-
-
-def finish(launcher: subprocess.Popen[str], out: Path) -> None:
-    code = launcher.wait(timeout=120)
-    assert code == 0, spoken(out, "stderr").read_text()
+    done = subprocess.run(
+        [sys.executable, *arguments], env=own, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def needs_gloo() -> None:
@@ -156,45 +136,43 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def together(model: str, file: str, tmp_path_factory: pytest.TempPathFactory, child_env: dict[str, str]) -> Path:
-    """The folder of a training in two processes."""
+def together(model: str, file: str, tmp_path_factory: pytest.TempPathFactory, child_env: dict[str, str]) -> Together:
+    """The folder of a training in two processes, and what these said."""
     needs_gloo()
     out = tmp_path_factory.mktemp("together") / "out"
-    finish(launch(model, file, out, child_env), out)
-    return out
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return out, launched([*launcher, "-m", "selfjudge.cli", *command(model, file, out)], child_env)
 
 
-def test_two_processes_train_as_one(model: str, file: str, together: Path, tmp_path: Path):
+def test_two_processes_train_as_one(model: str, file: str, together: Together, tmp_path: Path):
     """Every logged figure of every step, the validations and the weights."""
-    alone = tmp_path / "alone"
+    alone, (shared, _) = tmp_path / "alone", together
     summary = train(model, file, str(alone), quiet=True, **OPTIONS)
     assert summary["steps"] == 16
-    assert_close(logged(together), logged(alone))
-    meta = read_meta(together / "training.jsonl")
+    assert_close(logged(shared), logged(alone))
+    meta = read_meta(shared / "training.jsonl")
     assert meta is not None
     assert_close([meta["summary"]], [summary])
-    first, second = weights(alone), weights(together)
+    first, second = weights(alone), weights(shared)
     assert max((first[name] - second[name]).abs().max().item() for name in first) < 1e-5
 
 
-def test_only_the_first_process_speaks(together: Path):
-    assert spoken(together, "stdout").read_text().count("last_loss") == 1
-    assert spoken(together, "stderr").read_text().count("train: needs about") == 1
+def test_only_the_first_process_speaks(together: Together):
+    _, done = together
+    assert done.stdout.count("last_loss") == 1
+    assert done.stderr.count("train: needs about") == 1
+    assert done.stderr.count("train: 2 processes, each with a share of every batch") == 1
 
 
 def test_two_killed_processes_go_on_exactly(
-    model: str, file: str, together: Path, tmp_path: Path, child_env: dict[str, str]
+    model: str, file: str, together: Together, tmp_path: Path, child_env: dict[str, str]
 ):
-    """All are killed when the checkpoint of step 3 is there; the second start has the first one's bits."""
-    out = tmp_path / "out"
-    launcher = launch(model, file, out, child_env)
-    while not (out / "checkpoints" / "checkpoint-3" / "complete").exists():
-        assert launcher.poll() is None, spoken(out, "stderr").read_text()
-        time.sleep(0.001)
-    kill_all(launcher)
-    assert not (out / "model").exists()
-    finish(launch(model, file, out, child_env), out)
-    assert "train: goes on from step" in spoken(out, "stderr").read_text()
-    assert logged(out) == logged(together)
-    first, second = weights(together), weights(out)
+    """Both are killed when the checkpoint of step 3 is there; the second start ends with the bits of a straight run."""
+    out, (straight, _) = tmp_path / "out", together
+    task = {"arguments": command(model, file, out), "file": str(out / "checkpoints" / "checkpoint-3" / "complete")}
+    done = launched([str(Path(__file__).with_name("killing_two.py")), json.dumps(task)], child_env)
+    assert json.loads(done.stdout.splitlines()[-1]) == {"killed": True, "codes": [0, 0]}
+    assert done.stderr.count("train: goes on from step") == 1
+    assert logged(out) == logged(straight)
+    first, second = weights(straight), weights(out)
     assert all(torch.equal(first[name], second[name]) for name in first)

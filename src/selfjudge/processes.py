@@ -1,4 +1,4 @@
-"""Training in several processes, as `accelerate launch` or `torchrun` starts them: who does which part.
+"""Training in several processes, as `torchrun` or `accelerate launch` starts them: who does which part.
 
     processes = join_processes("auto")          # one process: rank 0 of 1, and everything below costs nothing
     mine = processes.share(prompts)             # every count-th, from the rank's own place on

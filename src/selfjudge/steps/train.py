@@ -69,6 +69,8 @@ def run(config: TrainConfig, console: Console) -> Summary:
         raise ConfigError("--anchor trains in one process; start it without torchrun or accelerate launch")
     processes = join_processes(config.device)
     work = Work(Path(config.out), None, console if processes.is_first else Console(quiet=True), processes)
+    if processes.count > 1:
+        work.console.say(f"train: {processes.count} processes, each with a share of every batch")
     with read_scorable(config.input, ("responses",)) as examples, _own_verdicts(config) as judged:
         _check_trainable(examples, config)
         if processes.is_first:
