@@ -16,6 +16,7 @@ from selfjudge.backends.openai_address import api_key, base_url
 from selfjudge.benchmarks import BENCHMARKS
 from selfjudge.config import (
     API_OPTIONS,
+    OWN_JUDGE,
     AlignConfig,
     BenchConfig,
     CompareConfig,
@@ -190,7 +191,7 @@ def _training(config: Any) -> Iterator[str]:
 def _own_verdicts(config: AlignConfig) -> Iterator[str]:
     """Where another judge scores, the stored scores are not what the model in training would say."""
     if config.anchor:
-        for name, value in (("judge", "yes-no"), ("judge_model", None), ("in_place", False), ("layout", "chat")):
+        for name, value in OWN_JUDGE.items():
             if getattr(config, name) != value:
                 found = flag(name) if value is False else f"{flag(name)} {getattr(config, name)}"
                 yield f"--anchor holds on to the model's own verdicts on the separate question: leave out {found}"

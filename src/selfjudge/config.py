@@ -193,6 +193,10 @@ class JudgeOptions(RowOptions, QuestionOptions):
     )
 
 
+OWN_JUDGE: dict[str, Any] = {"judge": "yes-no", "judge_model": None, "in_place": False, "layout": "chat"}
+"""The options of a judge whose scores are the model's own verdicts on the separate question."""
+
+
 class SelectOptions(Options):
     """Which responses become training pairs."""
 

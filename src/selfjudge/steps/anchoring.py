@@ -7,6 +7,7 @@ from typing import Any
 
 from selfjudge.anchor import Verdict, VerdictFile
 from selfjudge.backends.prompts import Prompts
+from selfjudge.config import OWN_JUDGE
 from selfjudge.errors import ConfigError, DataError
 from selfjudge.inputs import Source
 from selfjudge.judges.yes_no import YesNo
@@ -15,9 +16,6 @@ from selfjudge.records import Example
 from selfjudge.steps import model_identity
 from selfjudge.store import read_meta
 
-OWN = {"judge": "yes-no", "judge_model": None, "in_place": False, "layout": "chat"}
-"""The options of a judge step whose scores are the model's own verdicts on the separate question."""
-
 
 def judged_with(path: str, model: str) -> dict[str, Any]:
     """The options of the judge step that wrote `path`. Raises ConfigError where `model` did not judge for itself."""
@@ -25,7 +23,7 @@ def judged_with(path: str, model: str) -> dict[str, Any]:
     if meta is None or meta["step"] != "judge" or not meta["done"]:
         raise ConfigError(f"--anchor-input {path}: not the finished output of selfjudge judge; give scored rows")
     found = meta["config"]
-    for name, value in (OWN | {"model": model_identity(model)}).items():
+    for name, value in (OWN_JUDGE | {"model": model_identity(model)}).items():
         if found.get(name) != value:
             raise ConfigError(
                 f"--anchor-input {path}: judged with {name} {found.get(name)}; the anchor holds on to the verdicts of "
