@@ -122,7 +122,7 @@ def test_pairs_and_margins_come_from_the_rows(page):
 def test_a_fallen_margin_is_an_alarm(page):
     """8 -> 6 nats is a fall of 25 %."""
     assert (
-        "Alarm: the mean margin fell by more than 10 % from round 1, 8.00 → 6.00 nats in round 2 (-25.0 %)"
+        "Alarm: the mean margin fell by more than 10 % from round 1, 8.00 → 6.00 in round 2 (-25.0 %)"
         in (page.sections["scores"])
     )
 

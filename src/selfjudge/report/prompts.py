@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from selfjudge.judges import JUDGES
 from selfjudge.readers import hash_share
 from selfjudge.report.loading import Round, Run, StepFile
 from selfjudge.report.observations import is_right
@@ -38,7 +39,13 @@ def prompt_table(run: Run, most: int = PROMPTS_SHOWN, characters: int = TEXT_SHO
         total += count
         most = _within(found, most, characters)  # falls with every round that is read, so memory stays bounded too
         found = [rows[:most] for rows in found]
-    return {"arms": [arm.name for arm in run.arms], "rows": [row for rows in found for row in rows], "total": total}
+    absolute = [JUDGES[arm.config["judge"]].absolute for arm in run.arms]
+    return {
+        "arms": [arm.name for arm in run.arms],
+        "absolute": absolute,
+        "rows": [row for rows in found for row in rows],
+        "total": total,
+    }
 
 
 def _chosen(item: Round, most: int) -> tuple[list[Row], int]:

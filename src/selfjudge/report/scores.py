@@ -32,9 +32,10 @@ from selfjudge.report.observations import (
 
 SHOWN_ROUNDS = 6
 WHAT = (
-    "Log-odds of all samples, and the margin s(best) \u2212 s(worst) of every pair picked from them. A judge that "
-    "teaches itself is over-optimised after some rounds: the best responses become more and more often its rare "
-    f"errors. The sign that needs no label is a mean margin more than {MARGIN_FALL * 100:.0f} % below that of round 1."
+    "Scores of all samples (of the yes-no judge: log-odds in nats), and the margin s(best) \u2212 s(worst) of the "
+    "pairs picked from them. A judge that teaches itself is over-optimised after some rounds: the best responses become "
+    "more and more often its rare errors. The sign that needs no label is a mean margin more than "
+    f"{MARGIN_FALL * 100:.0f} % below that of round 1."
 )
 NO_TRUTH = "Whether the best responses are truly right is not known: no prompt has a reference answer."
 
@@ -71,7 +72,7 @@ def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
     if change is None:
         return []
     label = f" ({arm.name})" if named else ""
-    course = f"{number(change.first)} \u2192 {number(change.last)} nats in round {change.round}"
+    course = f"{number(change.first)} \u2192 {number(change.last)} in round {change.round}"
     if not change.is_alarm:
         return [Text(f"No alarm{label}: the mean margin went {course}.")]
     return [
@@ -86,7 +87,7 @@ def _alarm(arm: Arm, seen: Observations, named: bool) -> list[Text]:
 
 def _margins(run: Run, seen: Observations) -> list[Block]:
     margins = series_of(run, lambda arm, item: mean_with_interval(seen[arm.name, item.number].margins), first=1)
-    figures = [panel("Mean margin, nats", margins)]
+    figures = [panel("Mean margin", margins)]
     gaps: list[Block] = []
     if any(one.best_right for one in seen.values()):
         right = series_of(run, lambda arm, item: mean_with_interval(seen[arm.name, item.number].best_right), "%", 1)
@@ -97,7 +98,7 @@ def _margins(run: Run, seen: Observations) -> list[Block]:
 
 
 def _table(run: Run, seen: Observations) -> Table:
-    head = ["", "Prompts with a pair", "Mean margin, nats", "Best truly right %", "Mean log-odds", "No pair because"]
+    head = ["", "Prompts with a pair", "Mean margin", "Best truly right %", "Mean score", "No pair because"]
     groups = [(run.label(arm), _rows(arm, seen)) for arm in run.arms]
     return Table("Pairs picked in each round, with 95 % intervals", head, groups, prose=True)
 
@@ -136,11 +137,11 @@ def _histograms(arm: Arm, seen: Observations, named: bool) -> list[Block]:
     note = "Of many rounds, the first, the last and some between." if left_out else ""
     kinds = [kind for kind in ("right", "wrong", "unknown") if any(getattr(one, kind) for one in some.values())]
     values = {number: [getattr(one, kind) for kind in kinds] for number, one in some.items()}
-    title = _title(named, arm, "Log-odds of the samples, nats")
+    title = _title(named, arm, "Scores of the samples")
     blocks: list[Block] = [Charts(_row(values, kinds), _legend(kinds), title, note, folded=arm.is_control)]
     margins = {number: [one.margins] for number, one in some.items() if one.margins}
     if margins:
-        title = _title(named, arm, "Margin best \u2212 worst of the pairs, nats")
+        title = _title(named, arm, "Margin best \u2212 worst of the pairs")
         blocks.append(Charts(_row(margins, ["pairs"]), (), title, note, folded=arm.is_control))
     return blocks
 
