@@ -33,8 +33,8 @@ from selfjudge.report.observations import (
 SHOWN_ROUNDS = 6
 WHAT = (
     "Scores of all samples (of the yes-no judge: log-odds in nats), and the margin s(best) \u2212 s(worst) of the "
-    "pairs picked from them. A judge that teaches itself is over-optimised after some rounds: the best responses become "
-    "more and more often its rare errors. The sign that needs no label is a mean margin more than "
+    "pairs picked from them. A judge that teaches itself is over-optimised after some rounds: the best responses "
+    "become more and more often its rare errors. The sign that needs no label is a mean margin more than "
     f"{MARGIN_FALL * 100:.0f} % below that of round 1."
 )
 NO_TRUTH = "Whether the best responses are truly right is not known: no prompt has a reference answer."
